@@ -1,0 +1,7 @@
+"""A variational autoencoder with the interface of scikit-learn's PCA."""
+
+from .estimator import VAETransformer
+
+__version__ = "0.1.0"
+
+__all__ = ["VAETransformer"]

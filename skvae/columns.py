@@ -1,0 +1,87 @@
+"""Table <-> T: which family each column belongs to, and rows in a canonical order.
+
+``T`` is the one currency of the package: a float64 matrix (n_rows, n_columns). Arrays of numbers
+are T already; this file is where tables with types will become T, and be restored from it.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FAMILIES = ("gaussian", "bernoulli")
+
+Floats = NDArray[np.float64]
+
+
+def check_support(T: Floats, low: float, high: float, family: str, names: list[str]) -> None:
+    """Refuse cells outside a family's interval, naming the column and the value.
+
+    Raises
+    ------
+    ValueError
+    """
+    outside = (T < low) | (T > high)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise ValueError(
+            f"likelihood={family!r} needs values between {low:g} and {high:g}, but column "
+            f"{names[column]} holds {T[row, column]:g} (row {row}). Scale that column, for "
+            "example with MinMaxScaler(clip=True), or use likelihood='gaussian'."
+        )
+
+
+def distinct_rows(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Distinct rows in an order that their content alone decides, and their summed weights.
+
+    Rows of weight zero are dropped and equal rows merged, so that a permutation of the rows gives
+    the same result, and an integer weight means repetition, to the bit.
+
+    The order is that of a 64-bit hash of each row. Each column is first divided by a power of two
+    near its largest magnitude: exact, so a change of unit by a power of two changes no order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> T = np.array([[1.0, 2.0], [0.0, 1.0], [1.0, 2.0]])
+    >>> rows, weights = distinct_rows(T, np.ones(3))
+    >>> dict(zip(map(tuple, rows.tolist()), weights.tolist())) == {(1, 2): 2, (0, 1): 1}
+    True
+    """
+    T, weights = T[weights > 0], weights[weights > 0]
+    T = T + 0.0  # -0.0 becomes 0.0
+    _, exponent = np.frexp(np.abs(T).max(axis=0, initial=0.0))
+    key = np.zeros(len(T), dtype=np.uint64)
+    for j in range(T.shape[1]):
+        bits = np.ldexp(T[:, j], -exponent[j]).view(np.uint64)
+        # splitmix64's finaliser over a running sum
+        key = key * np.uint64(0x9E3779B97F4A7C15) + bits
+        key ^= key >> np.uint64(30)
+        key *= np.uint64(0xBF58476D1CE4E5B9)
+        key ^= key >> np.uint64(27)
+        key *= np.uint64(0x94D049BB133111EB)
+        key ^= key >> np.uint64(31)
+    # the weight breaks ties, so that floating sums do not depend on the order of rows either
+    order = np.lexsort((weights, key))
+    T, weights = T[order], weights[order]
+    new = np.ones(len(T), dtype=bool)
+    new[1:] = (T[1:] != T[:-1]).any(axis=1)
+    first = np.flatnonzero(new)
+    return np.ascontiguousarray(T[first]), np.add.reduceat(weights, first)
+
+
+def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Weighted mean and standard deviation (divisor: the weights' sum) of each column.
+
+    A column that is constant, up to rounding, has scale 1.
+    """
+    # divide by a power of two near the largest magnitude first: 1e300 squared overflows
+    _, exponent = np.frexp(np.abs(T).max(axis=0))
+    unit = np.ldexp(1.0, exponent - 1)
+    small = T / unit
+    share = (weights / weights.sum())[:, None]
+    # plain sums: a product with BLAS would depend on its number of threads
+    mean = (share * small).sum(axis=0)
+    deviation = np.sqrt((share * (small - mean) ** 2).sum(axis=0))
+    constant = (T == T[0]).all(axis=0)
+    mean = np.where(constant, small[0], mean)
+    constant |= deviation <= 10 * np.finfo(float).eps * np.abs(small).max(axis=0)
+    return mean * unit, np.where(constant, 1.0, deviation * unit)

@@ -1,0 +1,795 @@
+"""``VAETransformer``: parameters, their checks, the public methods.
+
+The only file that knows scikit-learn's contract. The fit itself is in ``fitting.py``.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, qmc
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from . import columns
+from .fitting import Fit, Settings
+from .networks import ACTIVATIONS
+from .vae import VAE
+
+try:  # from scikit-learn 1.9 on, and experimental there
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # pragma: no cover
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Nothing to support."""
+
+    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[no-redef]
+        """Nothing to manage."""
+        return method
+
+
+NOISES = ("auto", "heteroscedastic", "homoscedastic", "isotropic")
+INITS = ("linear", "random")
+LIKELIHOODS = ("auto", *columns.FAMILIES)
+ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
+WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
+
+
+class VAETransformer(
+    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Variational autoencoder: nonlinear dimensionality reduction, generation and density.
+
+    A generalisation of `PCA` and `FactorAnalysis` that starts at their solution. Rows are
+    modelled as
+
+    .. math:: z \\sim N(0, I), \\qquad x \\mid z \\sim p(x \\mid \\mathrm{decoder}(z)),
+
+    and an encoder approximates the posterior, :math:`q(z \\mid x) = N(\\mu(x),
+    \\operatorname{diag}(\\sigma^2(x)))`. Training raises the evidence lower bound (ELBO)
+
+    .. math:: \\log p(x) \\ge E_q[\\log p(x \\mid z)] - \\beta\\, KL(q(z \\mid x) \\,\\|\\, p(z)),
+
+    in nats per row. Encoder and decoder are each the sum of a linear map and a network. `fit`
+    first solves the linear model in closed form, with the networks silent, and then trains both;
+    held-out rows decide when to stop, and the start itself is among the candidates.
+
+    Columns are standardised internally; everything that goes in or comes out is in the data's own
+    units, log-densities included.
+
+    Parameters
+    ----------
+    n_components : int, default=2
+        Dimension of the latent. May exceed the number of columns: components that the data does
+        not need stay at the prior.
+    hidden_layer_sizes : sequence of int, default=(128, 128)
+        Sizes of the encoder's hidden layers. Empty: the encoder stays linear.
+    decoder_layer_sizes : sequence of int or None, default=None
+        Sizes of the decoder's hidden layers. None mirrors the encoder.
+    activation : {"relu", "silu", "gelu", "tanh", "elu"}, default="relu"
+        Activation of the hidden layers.
+    encoder, decoder : nn.Module, callable or None, default=None
+        Your own networks in place of the MLPs: a module, which is copied, or a callable
+        ``(n_in, n_out) -> nn.Module``. An encoder maps (n, n_columns) standardised cells to
+        (n, 2 * n_components), means and log-variances side by side; a decoder maps
+        (n, n_components) to (n, n_params), the likelihood's parameters: one per column, two
+        (mean, log-variance) with ``noise="heteroscedastic"``. The linear path is added to yours,
+        which enters through a gate that starts at zero.
+    init : {"linear", "random"}, default="linear"
+        "linear" starts at the solution of the linear model, "random" at random weights.
+    precision_power : float in [0, 1] or "auto", default="auto"
+        How much columns that the others predict well count for more in the linear start: column j
+        is weighed by ``psi_j ** -precision_power``, with psi its noise variance in factor
+        analysis. 0 starts at probabilistic PCA (best reconstruction of standardised columns),
+        1 at factor analysis (best linear likelihood). "auto" takes the largest power whose
+        reconstruction error is within 2% of PCA's; 0 where ``noise`` is a number.
+    likelihood : {"auto", "gaussian", "bernoulli"}, default="auto"
+        Family of the columns. "auto" means "gaussian". "bernoulli" needs data in [0, 1] and is
+        the cross-entropy.
+    noise : {"auto", "heteroscedastic", "homoscedastic", "isotropic"} or float, default="auto"
+        The spread of a Gaussian decoder. "heteroscedastic": one per column as a function of z,
+        trained together with the mean; "homoscedastic": one per column; "isotropic": one for all
+        columns, in units of their standard deviations and of ``precision_power``'s weights; a
+        number: this standard deviation, in units of each column's own, fixed: squared error.
+        "auto": the mean is trained with "isotropic" spread, which serves reconstruction and
+        latents; then, with encoder and mean fixed, a spread per column as a function of z is
+        fitted, which serves the density. Ignored where the likelihood is not Gaussian.
+    noise_floor : float, default=0.01
+        Lowest standard deviation of a column given z, in units of the column's own. Columns of few
+        distinct values can be given any likelihood by a small enough floor.
+    beta : float, default=1.0
+        Weight of the KL term in training. 1 is the ELBO; more presses for fewer active
+        components.
+    kl_warmup : int, default=0
+        Epochs over which the weight rises linearly from 0 to ``beta``. Early stopping judges at
+        ``beta`` throughout.
+    n_score_samples : int, default=256
+        Points of the importance-weighted bound in `score_samples`.
+    alpha : float, default=0.0
+        L2 penalty ``alpha / 2 * ||weights||^2`` on the networks' weights, in nats per row. The
+        linear path is not penalised: a strong penalty leads to the linear model, not to nothing.
+    dropout : float in [0, 1), default=0.0
+        Share of hidden units dropped in training.
+    learning_rate_init : float, default=1e-3
+        Adam's first learning rate. Where held-out rows stop improving it falls to a fifth once.
+    batch_size : int or "auto", default="auto"
+        Rows per step. "auto": about a twelfth of the distinct training rows, between 16 and 256.
+    max_iter : int, default=500
+        Most epochs. 0 leaves the linear start.
+    tol : float, default=1e-3
+        Rise of the held-out bound, in nats per row, that counts as one.
+    early_stopping : bool, default=True
+        Hold out rows, stop where their bound no longer rises, and keep the best weights. If
+        False, all rows are trained on until the training loss no longer falls.
+    validation_fraction : float in (0, 1), default=0.1
+        Share of the distinct rows to hold out.
+    n_iter_no_change : int, default=20
+        Epochs without a rise to wait before the learning rate falls, and then before the end.
+    max_grad_norm : float, default=100.0
+        Longer gradients are scaled down to this norm.
+    warm_start : bool, default=False
+        Whether a second `fit` goes on from the first one's weights and column statistics.
+    random_state : int, RandomState instance or None, default=None
+        Seeds weights, held-out rows, order and noise. An int gives the same bits each time, at an
+        equal number of torch threads. torch's and numpy's global generators are left alone.
+    verbose : int, default=0
+        1 prints a line an epoch.
+    device : str, default="auto"
+        Where to train: "cpu", "cuda", "cuda:1", "mps"; "auto" takes CUDA where there is one. The
+        fitted model is on the CPU.
+
+    Attributes
+    ----------
+    module_ : VAE
+        The fitted model, a torch module in float64 and in evaluation mode. It speaks of
+        standardised columns.
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, where X had string names.
+    n_iter_ : int
+        Epochs run.
+    loss_curve_ : list of float
+        Training loss of each epoch, nats per row in original units: the negative ELBO under the
+        spread that trains the mean.
+    validation_scores_ : list of float
+        Held-out ELBO after each epoch, nats per row in original units, at the spread that suits
+        the held-out rows best where ``noise`` is "auto" or "isotropic". Empty without
+        ``early_stopping``.
+    best_validation_score_ : float or None
+        Largest of them and of the start's.
+    precision_power_ : float
+        The power that was used.
+    noise_variance_ : ndarray of shape (n_features_in_,)
+        Spread of each column given z, as a variance in original units, averaged over the training
+        rows. Only where the likelihood is Gaussian.
+    kl_per_component_ : ndarray of shape (n_components,)
+        Mean of KL(q(z_i | x) || p(z_i)) over the training rows: nats that a component carries.
+    n_active_components_ : int
+        Components that carry more than 0.01 nats.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : The linear model with one spread for all columns.
+    sklearn.decomposition.FactorAnalysis : The linear model with a spread per column.
+
+    Notes
+    -----
+    Rows in another order give the same result, and an integer ``sample_weight`` the same as
+    repeated rows, to the bit.
+
+    References
+    ----------
+    Kingma and Welling, "Auto-Encoding Variational Bayes", ICLR 2014.
+
+    Tipping and Bishop, "Probabilistic Principal Component Analysis", JRSS B, 1999.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(n_components=2, random_state=0).fit(X)
+    >>> vae.transform(X).shape
+    (150, 2)
+    >>> vae.inverse_transform(vae.transform(X)).shape
+    (150, 4)
+    >>> vae.sample(3, random_state=0).shape
+    (3, 4)
+    """
+
+    def __init__(
+        self,
+        n_components: int = 2,
+        *,
+        hidden_layer_sizes: Any = (128, 128),
+        decoder_layer_sizes: Any = None,
+        activation: str = "relu",
+        encoder: Any = None,
+        decoder: Any = None,
+        init: str = "linear",
+        precision_power: float | str = "auto",
+        likelihood: str = "auto",
+        noise: float | str = "auto",
+        noise_floor: float = 0.01,
+        beta: float = 1.0,
+        kl_warmup: int = 0,
+        n_score_samples: int = 256,
+        alpha: float = 0.0,
+        dropout: float = 0.0,
+        learning_rate_init: float = 1e-3,
+        batch_size: int | str = "auto",
+        max_iter: int = 500,
+        tol: float = 1e-3,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 20,
+        max_grad_norm: float = 100.0,
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.n_components = n_components
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.decoder_layer_sizes = decoder_layer_sizes
+        self.activation = activation
+        self.encoder = encoder
+        self.decoder = decoder
+        self.init = init
+        self.precision_power = precision_power
+        self.likelihood = likelihood
+        self.noise = noise
+        self.noise_floor = noise_floor
+        self.beta = beta
+        self.kl_warmup = kl_warmup
+        self.n_score_samples = n_score_samples
+        self.alpha = alpha
+        self.dropout = dropout
+        self.learning_rate_init = learning_rate_init
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.max_grad_norm = max_grad_norm
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.device = device
+
+    # ------------------------------------------------------------------ fitting
+
+    @with_callbacks
+    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the model to X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of numbers, finite.
+        y : Ignored
+            Present for the interface's sake.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each row. Only ratios matter; an integer means repetition.
+
+        Returns
+        -------
+        self : VAETransformer
+            The fitted estimator. If the fit fails, the estimator is as it was.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Where a parameter, X or the weights are not valid, or training did not stay finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Where ``max_iter`` was reached while the held-out bound was still rising.
+        """
+        with _undone_on_failure(self):
+            go_on = self.warm_start and hasattr(self, "module_")
+            settings = self._settings()
+            T, weights = self._rows(X, sample_weight, reset=not go_on, enough=2)
+            if go_on:
+                fit = copy.deepcopy(self._fit)
+                fit.settings = settings
+                self._check_components()
+            else:
+                self._draw_seeds()
+                fit = Fit(settings, self._seed)
+            context = self._begin(X, y)
+            fit.run(T, weights, on_epoch=self._on_epoch(context, fit), go_on=go_on)
+            self._finish(fit, T, weights)
+            if context is not None:
+                context.call_on_fit_task_end(estimator=self, X=X, y=y)
+        return self
+
+    def partial_fit(
+        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
+        """Fit on one batch of rows: one pass, and no held-out rows.
+
+        The first call fixes the columns' statistics and the linear start; it should see a fair
+        sample of the rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of numbers, finite.
+        y : Ignored
+            Present for the interface's sake.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each row, relative to the other rows of this batch.
+
+        Returns
+        -------
+        self : VAETransformer
+            The fitted estimator.
+        """
+        with _undone_on_failure(self):
+            first = not hasattr(self, "module_")
+            settings = self._settings()
+            T, weights = self._rows(X, sample_weight, reset=first, enough=2 if first else 1)
+            if first:
+                self._draw_seeds()
+                fit = Fit(settings, self._seed)
+            else:
+                self._check_components()
+                fit = copy.deepcopy(self._fit)
+                fit.settings = settings
+            fit.run_pass(T, weights)
+            self._finish(fit, T, weights)
+        return self
+
+    def _settings(self) -> Settings:
+        """The parameters, checked and resolved."""
+        p = self.get_params(deep=False)
+        _check_integer("n_components", p["n_components"], 1)
+        for name in ("hidden_layer_sizes", "decoder_layer_sizes"):
+            _check_sizes(name, p[name], none=name == "decoder_layer_sizes")
+        _check_option("activation", p["activation"], tuple(ACTIVATIONS))
+        _check_option("init", p["init"], INITS)
+        _check_option("likelihood", p["likelihood"], LIKELIHOODS)
+        for name in ("encoder", "decoder"):
+            if p[name] is not None and not callable(p[name]):
+                raise TypeError(
+                    f"{name} must be an nn.Module, a callable (n_in, n_out) -> nn.Module, or "
+                    f"None, got {p[name]!r}."
+                )
+        if p["precision_power"] != "auto":
+            _check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
+        if isinstance(p["noise"], str):
+            _check_option("noise", p["noise"], NOISES, extra="or a positive number")
+        else:
+            _check_number("noise", p["noise"], 0, open_low=True, extra=f"or one of {NOISES}")
+        _check_number("noise_floor", p["noise_floor"], 0, 1, open_low=True)
+        _check_number("beta", p["beta"], 0)
+        _check_integer("kl_warmup", p["kl_warmup"], 0)
+        _check_integer("n_score_samples", p["n_score_samples"], 1)
+        _check_number("alpha", p["alpha"], 0)
+        _check_number("dropout", p["dropout"], 0, 1, open_high=True)
+        _check_number("learning_rate_init", p["learning_rate_init"], 0, open_low=True)
+        if p["batch_size"] != "auto":
+            _check_integer("batch_size", p["batch_size"], 1, extra="or 'auto'")
+        _check_integer("max_iter", p["max_iter"], 0)
+        _check_number("tol", p["tol"], 0)
+        _check_number("validation_fraction", p["validation_fraction"], 0, 1, True, True)
+        _check_integer("n_iter_no_change", p["n_iter_no_change"], 1)
+        _check_number("max_grad_norm", p["max_grad_norm"], 0, math.inf, open_low=True)
+        for name in ("early_stopping", "warm_start"):
+            if not isinstance(p[name], bool | np.bool_):
+                raise TypeError(f"{name} must be True or False, got {p[name]!r}.")
+        device = _check_device(p["device"])
+        family = "gaussian" if p["likelihood"] == "auto" else p["likelihood"]
+        names = Settings.__dataclass_fields__
+        known = {name: value for name, value in p.items() if name in names}
+        return Settings(**known | {"device": device, "family": family})
+
+    def _rows(
+        self, X: Any, sample_weight: Any, reset: bool, enough: int
+    ) -> tuple[columns.Floats, columns.Floats]:
+        """X and the weights, checked: distinct rows in canonical order."""
+        X = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        weights = _check_weights(sample_weight, len(X))
+        T = self._encode(X)
+        T, weights = columns.distinct_rows(T, weights)
+        if len(T) < enough:
+            raise ValueError(
+                f"Found array with 1 sample (distinct rows of positive weight, of {len(X)} "
+                f"given), while a minimum of {enough} is required by VAETransformer."
+            )
+        return T, weights
+
+    def _encode(self, X: NDArray[Any]) -> columns.Floats:
+        """X -> T, refused where it leaves the family's support."""
+        T = np.asarray(X, dtype=np.float64)
+        if self.likelihood == "bernoulli":
+            names = getattr(self, "feature_names_in_", range(T.shape[1]))
+            columns.check_support(T, 0.0, 1.0, "bernoulli", [repr(name) for name in names])
+        return T
+
+    def _draw_seeds(self) -> None:
+        # None means fresh entropy: numpy's global generator is not ours to advance
+        state = self.random_state
+        random = np.random.RandomState() if state is None else check_random_state(state)
+        self._seed, self._score_seed = random.randint(2**31 - 1, size=2).tolist()
+
+    def _check_components(self) -> None:
+        k = self.module_.prior.n_components
+        if self.n_components != k:
+            raise ValueError(
+                f"n_components={self.n_components}, but the model to go on from was fitted with "
+                f"{k}. Fit afresh: clone(estimator).fit(X), or warm_start=False."
+            )
+
+    def _begin(self, X: Any, y: Any) -> Any:
+        """The callbacks' context of this fit, or None where scikit-learn has no callbacks."""
+        if not hasattr(self, "_init_callback_context"):
+            return None
+        context = self._init_callback_context(max_subtasks=None)
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        return context
+
+    def _on_epoch(self, context: Any, fit: Fit) -> Callable[[int, float, float | None], bool]:
+        """What happens after each epoch: a printed line, callbacks. True stops the training."""
+
+        def on_epoch(epoch: int, loss: float, score: float | None) -> bool:
+            if self.verbose:
+                held_out = "" if score is None else f"  held-out ELBO {score:12.4f}"
+                print(f"epoch {epoch:4d}  training ELBO {-loss:12.4f}{held_out}")
+            if context is None:
+                return False
+            task = context.subcontext(task_name="epoch")
+            task.call_on_fit_task_begin(estimator=self)
+            attributes = lambda: {  # noqa: E731
+                "module_": copy.deepcopy(fit.module).cpu().double().eval(),
+                "_score_seed": self._score_seed,
+                "n_features_in_": self.n_features_in_,
+            }
+            return bool(
+                task.call_on_fit_task_end(estimator=self, reconstruction_attributes=attributes)
+            )
+
+        return on_epoch
+
+    def _finish(self, fit: Fit, T: columns.Floats, weights: columns.Floats) -> None:
+        """Write the fitted attributes."""
+        self._fit = fit
+        self.module_: VAE = fit.module
+        self._n_features_out = fit.module.prior.n_components
+        unit = float(fit.module.likelihood.log_scale.sum())
+        self.n_iter_ = len(fit.losses)
+        self.loss_curve_ = [loss + unit for loss in fit.losses]
+        self.validation_scores_ = [score - unit for score in fit.scores]
+        self.best_validation_score_ = None if fit.best_score is None else fit.best_score - unit
+        self.precision_power_ = fit.power
+        share = torch.from_numpy(weights / weights.sum())
+        kl: Tensor | float = 0.0
+        variance: Tensor | float = 0.0
+        likelihood = self.module_.likelihood
+        for rows, targets in self._batches(T, torch.float64, self._n_features_out):
+            mean, log_var = self.module_.posterior(targets)
+            kl = kl + share[rows] @ self.module_.prior.kl(mean, log_var)
+            if fit.settings.family == "gaussian":
+                log_var = likelihood.log_var(self.module_.decoder(mean)).expand(len(mean), -1)
+                variance = variance + share[rows] @ log_var.exp()
+        self.kl_per_component_ = np.asarray(kl)
+        self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
+        if fit.settings.family == "gaussian":
+            self.noise_variance_ = np.asarray(variance) * likelihood.scale**2
+        if fit.interrupted:
+            warnings.warn(
+                f"Interrupted after {self.n_iter_} epochs: the best weights so far are kept.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        elif fit.improving:
+            warnings.warn(
+                f"max_iter={self.max_iter} was reached while the "
+                f"{'held-out bound still rose' if self.early_stopping else 'loss still fell'}. "
+                "Raise max_iter or learning_rate_init.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    # ---------------------------------------------------------------- inference
+
+    def transform(self, X: ArrayLike) -> NDArray[Any]:
+        """Mean of q(z | x) for each row: deterministic, never a draw.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            Latents, of X's float dtype. The prior's scale is 1.
+        """
+        return self.posterior(X)[0]
+
+    def posterior(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Mean and standard deviation of q(z | x) for each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        mean, std : ndarrays of shape (n_samples, n_components)
+        """
+        T, dtype, module = self._prepare(X)
+        mean = np.empty((len(T), self._n_features_out), dtype=dtype)
+        std = np.empty_like(mean)
+        for rows, targets in self._batches(T, _torch_dtype(dtype), self._n_features_out):
+            m, log_var = module.posterior(targets)
+            mean[rows], std[rows] = m.numpy(), (0.5 * log_var).exp().numpy()
+        return mean, std
+
+    def inverse_transform(self, Z: ArrayLike) -> NDArray[Any]:
+        """Mean of p(x | z) for each latent, in X's units.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Latents.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Of Z's float dtype.
+        """
+        check_is_fitted(self)
+        Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
+        if Z.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"Z has {Z.shape[1]} columns, but this model has {self._n_features_out} "
+                "components. Pass latents as transform returns them."
+            )
+        module = self._module(Z.dtype)
+        out = np.empty((len(Z), self.n_features_in_), dtype=Z.dtype)
+        for rows in _slices(len(Z), self.module_.likelihood.n_params):
+            with torch.no_grad():
+                raw = module.decoder(torch.tensor(Z[rows]))
+                mean = module.likelihood.mean(raw)
+            out[rows] = module.likelihood.restore(mean.double().numpy())
+        return out
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.float64]:
+        """Draw new rows: z from the prior, x from p(x | z).
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            None draws afresh each time.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Rows in X's units.
+        """
+        check_is_fitted(self)
+        _check_integer("n_samples", n_samples, 1)
+        random = (
+            np.random.RandomState() if random_state is None else check_random_state(random_state)
+        )
+        generator = torch.Generator().manual_seed(random.randint(2**31 - 1))
+        module = self.module_
+        out = np.empty((n_samples, self.n_features_in_))
+        with torch.no_grad():
+            z = module.prior.sample(n_samples, generator, torch.float64)
+            for rows in _slices(n_samples, module.likelihood.n_params):
+                draw = module.likelihood.sample(module.decoder(z[rows]), generator)
+                out[rows] = module.likelihood.restore(draw.numpy())
+        return out
+
+    def score_samples(self, X: ArrayLike) -> NDArray[Any]:
+        """Log-density of each row, in nats and in original units: an importance-weighted bound.
+
+        ``log 1/m sum_i p(x, z_i) / r(z_i | x)``, with r a Gaussian around the most probable z
+        (Gauss-Newton from the encoder's mean) and z_i the images of m = ``n_score_samples``
+        scrambled Sobol points, the same for all rows and calls. Comparable with
+        `PCA.score_samples`, `FactorAnalysis` and `KernelDensity` on the same data.
+
+        The expected value over scramblings is a lower bound of log p(x), exact where the model is
+        linear. On scikit-learn's digits with 10 components a row's value moves by about 0.2 nats
+        (standard deviation over scramblings) at 256 points, the mean over rows by 0.02.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        log_prob : ndarray of shape (n_samples,)
+            Nats, of X's float dtype.
+
+        References
+        ----------
+        Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016.
+        """
+        T, dtype, module = self._prepare(X)
+        k, m = self._n_features_out, self.n_score_samples
+        points = torch.tensor(_normal_points(m, k, self._score_seed).astype(dtype))
+        width = max(module.likelihood.n_params, k) * (m + k + 1)
+        unit = module.likelihood.log_scale.sum()
+        out = np.empty(len(T), dtype=dtype)
+        for rows, targets in self._batches(T, _torch_dtype(dtype), width):
+            out[rows] = module.log_prob(targets, points).double().numpy() - unit
+        return out
+
+    def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Mean of `score_samples`: the larger, the better, so searches need no ``scoring``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Present for the interface's sake.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each row.
+
+        Returns
+        -------
+        score : float
+            Nats per row.
+        """
+        log_prob = self.score_samples(X).astype(np.float64)
+        return float(np.average(log_prob, weights=_check_weights(sample_weight, len(log_prob))))
+
+    def _prepare(self, X: Any) -> tuple[columns.Floats, np.dtype[Any], VAE]:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        return self._encode(X), X.dtype, self._module(X.dtype)
+
+    def _module(self, dtype: np.dtype[Any]) -> VAE:
+        """The fitted module in this dtype."""
+        if dtype == np.float64:
+            return self.module_
+        return copy.deepcopy(self.module_).to(_torch_dtype(dtype))
+
+    def _batches(
+        self, T: columns.Floats, dtype: torch.dtype, width: int
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of T and their standardised targets, without gradients."""
+        likelihood = self.module_.likelihood
+        for rows in _slices(len(T), max(width, likelihood.n_params)):
+            with torch.no_grad():
+                yield rows, torch.tensor(likelihood.standardize(T[rows]), dtype=dtype)
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags for scikit-learn's checks."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+class _undone_on_failure:
+    """Leave the estimator as it was if the block raises."""
+
+    def __init__(self, estimator: VAETransformer) -> None:
+        self.estimator, self.before = estimator, dict(vars(estimator))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            kept = {n: v for n, v in vars(self.estimator).items() if "callback" in n}
+            vars(self.estimator).clear()
+            vars(self.estimator).update(self.before | kept)
+
+
+def _slices(n_rows: int, width: int) -> Iterator[slice]:
+    """Batches of rows whose arrays of ``width`` numbers a row stay inside the workspace."""
+    size = max(1, WORKSPACE // max(width, 1))
+    for start in range(0, n_rows, size):
+        yield slice(start, start + size)
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.float64 if dtype == np.float64 else torch.float32
+
+
+def _normal_points(n_points: int, n_components: int, seed: int) -> columns.Floats:
+    """Scrambled Sobol points carried to a standard normal: (n_points, n_components)."""
+    exponent = max(0, (n_points - 1).bit_length())
+    sobol = qmc.Sobol(n_components, scramble=True, seed=np.random.default_rng(seed))
+    # Sobol' numbers may be 0 to the last bit, whose normal image is infinite
+    uniform = sobol.random_base2(exponent)[:n_points].clip(2.0**-33, 1 - 2.0**-33)
+    points: columns.Floats = norm.ppf(uniform)
+    return points
+
+
+def _check_weights(sample_weight: Any, n_rows: int) -> columns.Floats:
+    if sample_weight is None:
+        return np.ones(n_rows)
+    if isinstance(sample_weight, Real):
+        return np.full(n_rows, float(sample_weight))
+    weights: columns.Floats = check_array(
+        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+    )
+    if weights.shape != (n_rows,):
+        raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n_rows},).")
+    if (weights < 0).any():
+        raise ValueError(
+            f"sample_weight must not be negative, but holds {weights.min():g} "
+            f"(row {int(weights.argmin())})."
+        )
+    if not weights.any():
+        raise ValueError("sample_weight is all zero: at least one weight must be positive.")
+    return weights
+
+
+def _check_option(name: str, value: Any, options: tuple[str, ...], extra: str = "") -> None:
+    if not (isinstance(value, str) and value in options):
+        raise ValueError(f"{name} must be one of {options} {extra}".rstrip() + f", got {value!r}.")
+
+
+def _check_integer(name: str, value: Any, low: int, extra: str = "") -> None:
+    wanted = f"an integer of at least {low} {extra}".rstrip()
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        kind = ValueError if isinstance(value, Real) and not isinstance(value, bool) else TypeError
+        raise kind(f"{name} must be {wanted}, got {value!r}.")
+    if value < low:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    extra: str = "",
+) -> None:
+    left, right = "(" if open_low else "[", ")" if open_high or high == math.inf else "]"
+    wanted = f"a number in {left}{low:g}, {high:g}{right} {extra}".rstrip()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}.")
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (above and below):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def _check_sizes(name: str, value: Any, none: bool) -> None:
+    if value is None and none:
+        return
+    if isinstance(value, str) or not np.iterable(value):
+        raise TypeError(f"{name} must be a sequence of integers, got {value!r}.")
+    for size in value:
+        _check_integer(f"each of {name}", size, 1)
+
+
+def _check_device(value: Any) -> str:
+    if value == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=torch.device(value))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={value!r} is not available here ({str(error).splitlines()[0]}). "
+            "Use device='auto' or 'cpu'."
+        ) from error
+    return str(value)

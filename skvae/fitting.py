@@ -1,0 +1,634 @@
+"""How a model is fitted: statistics, linear start, training of the mean, then of the spread.
+
+Puts the leaves together; knows T and numbers, and nothing of scikit-learn.
+"""
+
+import contextlib
+import copy
+import functools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor, nn
+
+from . import linear
+from .columns import Floats, location_and_scale
+from .likelihoods import LOG_2PI, Bernoulli, Gaussian
+from .networks import Dropout, Spread, WithLinear, linear_layer, mlp, silence
+from .priors import StandardNormal
+from .training import History, Trainer
+from .vae import VAE
+
+F64 = torch.float64
+POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this much over PCA's
+ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
+REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
+SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
+SPREAD_ROUNDS = 2
+SPREAD_EPOCHS = 60
+# Below this many products a step, a second thread costs more than it brings, and where the machine
+# is busy, waiting for it costs tens of times more.
+SMALL_STEP = 2**25
+
+# torch's global generator is one per process: users' networks that draw from it take turns
+_GLOBAL_RANDOM = threading.RLock()
+
+OnEpoch = Callable[[int, float, float | None], bool]
+
+
+@dataclass
+class Settings:
+    """`VAETransformer`'s parameters, checked, as far as the fit needs them."""
+
+    n_components: int
+    hidden_layer_sizes: Any
+    decoder_layer_sizes: Any
+    activation: str
+    encoder: Any
+    decoder: Any
+    init: str
+    precision_power: Any
+    noise: Any
+    noise_floor: float
+    beta: float
+    kl_warmup: int
+    alpha: float
+    dropout: float
+    learning_rate_init: float
+    batch_size: Any
+    max_iter: int
+    tol: float
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    max_grad_norm: float
+    device: str
+    family: str
+
+    @property
+    def separate_spread(self) -> bool:
+        """Whether the mean is trained first, and a spread fitted around it."""
+        return self.family == "gaussian" and self.noise == "auto"
+
+
+class Fit:
+    """A model on its way, and all that is needed to go on with it later.
+
+    Parameters
+    ----------
+    settings : Settings
+    seed : int
+        All randomness of the fit comes from here.
+
+    Attributes
+    ----------
+    module : VAE
+        The model, float64, on the CPU.
+    losses, scores : list of float
+        Training loss and held-out ELBO per epoch, nats in standardised units.
+    """
+
+    def __init__(self, settings: Settings, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.generator_state: Tensor | None = None
+        self.optimizer_states: dict[str, Any] = {}
+        self.losses: list[float] = []
+        self.scores: list[float] = []
+        self.best_score: float | None = None
+        self.interrupted = self.improving = False
+        self.power = 0.0
+        self.excess: Tensor | None = None
+        self.mean: VAE  # what is trained first; the same as `module` without a separate spread
+        self.module: VAE
+
+    # ---------------------------------------------------------------- the two ways to fit
+
+    def run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
+        """Fit on distinct rows and their weights; ``go_on`` from the model there is."""
+        with self._threads(T):
+            self._run(T, weights, on_epoch, go_on)
+
+    def _run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
+        s = self.settings
+        generator = self._generator()
+        if not go_on:
+            self._start(T, weights, generator)
+        targets = self._targets(T)
+        share = torch.from_numpy(weights / weights.mean())
+        train = torch.randperm(len(T), generator=generator)
+        held_out = train[:0]
+        if s.early_stopping:
+            n_held_out = min(max(1, round(s.validation_fraction * len(T))), len(T) - 1)
+            held_out, train = train[:n_held_out], train[n_held_out:]
+        self.losses, self.scores, self.best_score = [], [], None
+        self.interrupted = self.improving = False
+        if s.max_iter > 0:
+            start = copy.deepcopy(self.mean)
+            with self._randomness(generator):
+                history = self._train_mean(targets, share, train, held_out, generator, on_epoch)
+                again = s.early_stopping and not go_on and len(T) <= REFIT_ROWS
+                if again and history.best_iter and not history.interrupted:
+                    # the same epochs once more, with the held-out rows among the rows
+                    self.mean = start
+                    model, trainer, losses = self._prepare_mean(targets, share, generator)
+                    rows = torch.arange(len(T))
+                    trainer.replay(
+                        losses(rows),
+                        history.path,
+                        n_rows=len(rows),
+                        weights=share.to(s.device, torch.float32),
+                        batch_size=self._batch_size(len(rows)),
+                        generator=generator,
+                    )
+                    self._keep(model)
+        if s.separate_spread:
+            self._fit_spread(targets, share, train, held_out, generator, go_on)
+        else:
+            self.module = self.mean
+        self.generator_state = generator.get_state()
+
+    def run_pass(self, T: Floats, weights: Floats) -> None:
+        """One pass over a batch of rows, going on exactly where the last one ended."""
+        with self._threads(T):
+            self._run_pass(T, weights)
+
+    def _run_pass(self, T: Floats, weights: Floats) -> None:
+        generator = self._generator()
+        if not hasattr(self, "mean"):
+            self._start(T, weights, generator)
+        targets = self._targets(T)
+        share = torch.from_numpy(weights / weights.mean())
+        rows = torch.arange(len(T))
+        with self._randomness(generator):
+            model, trainer, losses = self._prepare_mean(targets, share, generator)
+            if "mean" in self.optimizer_states:
+                trainer.optimizer.load_state_dict(self.optimizer_states["mean"])
+            order = torch.randperm(len(T), generator=generator)
+            device_share = share.to(self.settings.device, torch.float32)
+            loss = trainer.epoch(
+                lambda r: losses(rows)(r, len(self.losses)),
+                order,
+                device_share,
+                self._batch_size(len(T)),
+            )
+            if not math.isfinite(loss):
+                raise ValueError(_diverged(f"the loss of this pass was {loss}"))
+            self.optimizer_states["mean"] = trainer.optimizer.state_dict()
+            self._keep(model)
+        self.losses.append(loss)
+        if self.settings.separate_spread:
+            self._fit_spread(targets, share, rows, rows[:0], generator, True, n_rounds=1, epochs=1)
+        else:
+            self.module = self.mean
+        self.generator_state = generator.get_state()
+
+    # ---------------------------------------------------------------- the start
+
+    def _start(self, T: Floats, weights: Floats, generator: torch.Generator) -> None:
+        """Statistics of the columns, the linear model, and networks that say nothing yet."""
+        s = self.settings
+        n, d = T.shape
+        k = s.n_components
+        shift, scale = location_and_scale(T, weights)
+        share = torch.from_numpy(weights / weights.sum())[:, None]
+        if s.family == "bernoulli":
+            likelihood: Any = Bernoulli((weights.sum() * shift + 0.5) / (weights.sum() + 1.0))
+            inputs = likelihood.embed(torch.from_numpy(T))
+        else:
+            inputs = torch.from_numpy((T - shift) / scale)
+        center = (share * inputs).sum(0)
+        S = (inputs - center).T @ (share * (inputs - center))
+        model = self._linear_model(0.5 * (S + S.T))
+        if s.family == "bernoulli":
+            # x is about p + p (1 - p) * loadings z: through the link's slope, in inputs' units
+            weight = model.loadings / likelihood.spread[:, None]
+            bias = likelihood.center.logit()
+        else:
+            learn = "each" if s.noise in ("homoscedastic", "heteroscedastic") else "common"
+            fixed = not isinstance(s.noise, str)
+            likelihood = Gaussian(
+                shift,
+                scale,
+                model.noise.log(),
+                learn="none" if fixed else learn,
+                varies=s.noise == "heteroscedastic",
+                floor=min(s.noise_floor, s.noise) if fixed else s.noise_floor,
+            )
+            weight, bias = model.loadings, center
+        bias = nn.functional.pad(bias, (0, likelihood.n_params - d))
+        decode = self._network("decoder", k, likelihood.n_params, generator)
+        encode = self._network("encoder", likelihood.n_inputs, 2 * k, generator)
+        encoder_weight = model.encoder
+        encoder_bias = torch.cat([-(encoder_weight @ center), model.log_var])
+        if s.init == "random":
+            layers = linear_layer(d, k, generator), linear_layer(k, d, generator)
+            encoder_weight, weight = (layer.weight.detach().to(F64) for layer in layers)
+            encoder_bias = torch.zeros_like(encoder_bias)
+        self.mean = VAE(
+            WithLinear(encoder_weight, encoder_bias, *encode, reach=ENCODER_REACH),
+            WithLinear(weight, bias, *decode, reach=DECODER_REACH),
+            likelihood,
+            StandardNormal(k),
+        ).to(F64)
+        self.mean.eval()
+        if s.separate_spread:
+            # the linear model's own best spread per column, at the same span
+            each = linear.refit(S, model, s.noise_floor).noise
+            sizes = self._sizes("decoder")
+            network = silence(mlp(k, d, sizes, s.activation, 0.0, generator))
+            density = Gaussian(shift, scale, each.log(), varies=True, floor=s.noise_floor)
+            self.module = VAE(
+                self.mean.encoder, Spread(self.mean.decoder, network), density, self.mean.prior
+            ).to(F64)
+            self.module.eval()
+
+    def _linear_model(self, S: Tensor) -> linear.LinearModel:
+        s = self.settings
+        d, k, floor = len(S), s.n_components, s.noise_floor
+        ones = torch.ones(d, dtype=F64)
+        power = s.precision_power
+        fixed = s.family == "bernoulli" or not isinstance(s.noise, str)
+        if fixed and power == "auto":
+            power = 0.0
+        psi = ones if power == 0 else linear.factor_analysis(S, k, floor)
+        if power == "auto":
+            power = linear.choose_power(S, k, psi, floor, POWER_TOLERANCE)
+        self.power = float(power)
+        model = linear.weighted_pca(S, k, psi**-self.power, floor)
+        if fixed:
+            # Bernoulli inputs have variance 1 given z, as standardised by p (1 - p)
+            noise = 1.0 if s.family == "bernoulli" else float(s.noise) ** 2
+            model = linear.LinearModel(model.loadings, noise * ones)
+            return linear.refit(S, model, floor, learn=False)
+        if s.noise in ("homoscedastic", "heteroscedastic"):
+            return linear.refit(S, model, floor)
+        return model
+
+    def _sizes(self, side: str) -> tuple[int, ...]:
+        s = self.settings
+        if side == "encoder":
+            return tuple(s.hidden_layer_sizes)
+        sizes = s.decoder_layer_sizes
+        return tuple(reversed(s.hidden_layer_sizes)) if sizes is None else tuple(sizes)
+
+    def _network(
+        self, side: str, n_in: int, n_out: int, generator: torch.Generator
+    ) -> tuple[nn.Module, bool]:
+        """The network of one side, and whether it needs a gate to be silent at first."""
+        s = self.settings
+        own = getattr(s, side)
+        if own is None:
+            network = mlp(n_in, n_out, self._sizes(side), s.activation, s.dropout, generator)
+            return (network if s.init == "random" else silence(network)), False
+        if isinstance(own, nn.Module):
+            network_own: Any = copy.deepcopy(own)
+        else:
+            with self._randomness(generator):
+                network_own = own(n_in, n_out)
+            if not isinstance(network_own, nn.Module):
+                raise TypeError(
+                    f"{side} must return an nn.Module from ({n_in}, {n_out}), got {network_own!r}."
+                )
+        network_own = network_own.to(F64).eval()
+        try:
+            with torch.no_grad():
+                shape = tuple(network_own(torch.zeros(2, n_in, dtype=F64)).shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{side} failed on an input of shape (2, {n_in}): {error}. It must map "
+                f"(n, {n_in}) to (n, {n_out})."
+            ) from error
+        if shape != (2, n_out):
+            raise ValueError(
+                f"{side} must map (n, {n_in}) to (n, {n_out}), but (2, {n_in}) became {shape}, "
+                f"expected (2, {n_out})."
+            )
+        return network_own, s.init == "linear"
+
+    # ---------------------------------------------------------------- the mean
+
+    def _prepare_mean(
+        self, targets: Tensor, share: Tensor, generator: torch.Generator
+    ) -> tuple[VAE, Trainer, Callable[[Tensor], Callable[[Tensor, int], Tensor]]]:
+        """A float32 copy to train, its trainer, and the loss of rows given a subset of them."""
+        s = self.settings
+        model = copy.deepcopy(self.mean).to(s.device, torch.float32)
+        with torch.no_grad():
+            # a component without loadings is a saddle: encoder and decoder both see no gradient
+            weight = model.decoder.weight  # (d, k)
+            dead = weight.square().sum(0) == 0
+            noise = torch.randn(weight.shape, generator=generator).to(s.device)
+            weight += torch.where(dead, 0.01 * noise, 0.0)
+        penalised = tuple(
+            p for name, p in model.named_parameters() if "network" in name and p.dim() > 1
+        )
+        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, s.alpha, penalised)
+        data = targets.to(s.device, torch.float32)
+
+        def losses(subset: Tensor) -> Callable[[Tensor, int], Tensor]:
+            rows = data[subset]
+
+            def row_losses(index: Tensor, epoch: int) -> Tensor:
+                noise = torch.randn(len(index), s.n_components, generator=generator)
+                warm = min(1.0, (epoch + 1) / (s.kl_warmup + 1))
+                loss: Tensor = model(rows[index], noise.to(s.device), warm * s.beta)
+                return loss
+
+            return row_losses
+
+        return model, trainer, losses
+
+    def _train_mean(
+        self,
+        targets: Tensor,
+        share: Tensor,
+        train: Tensor,
+        held_out: Tensor,
+        generator: torch.Generator,
+        on_epoch: OnEpoch,
+    ) -> History:
+        s = self.settings
+        model, trainer, losses = self._prepare_mean(targets, share, generator)
+        weights = share.to(s.device, torch.float32)
+        evaluate = None
+        if len(held_out):
+            evaluate = self._judge(
+                model, targets[held_out].to(s.device, torch.float32), weights[held_out], generator
+            )
+
+        def after(history: History) -> bool:
+            score = history.scores[-1] if evaluate is not None else None
+            return on_epoch(history.n_iter, history.losses[-1], score)
+
+        try:
+            history = trainer.fit(
+                losses(train),
+                evaluate,
+                n_rows=len(train),
+                weights=weights[train],
+                batch_size=self._batch_size(len(train)),
+                max_iter=s.max_iter,
+                tol=s.tol,
+                n_iter_no_change=s.n_iter_no_change,
+                n_decays=1,
+                generator=generator,
+                on_epoch=after,
+            )
+        except FloatingPointError as error:
+            raise ValueError(_diverged(str(error))) from error
+        self.losses = history.losses
+        self.interrupted = history.interrupted
+        late = history.n_iter - history.best_iter < s.n_iter_no_change
+        self.improving = history.n_iter == s.max_iter and not history.converged and late
+        if evaluate is not None:
+            self.scores, self.best_score = history.scores, history.best_score
+        if history.best_iter or evaluate is None:
+            self._keep(model)  # else the exact start stays
+        return history
+
+    def _keep(self, model: VAE) -> None:
+        """Take over trained weights, in float64 on the CPU."""
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.generator = None
+        # a copy that owns its memory: the trained parameters are views of the trainer's buffer
+        self.mean = copy.deepcopy(self.mean)
+        self.mean.load_state_dict({n: v.to("cpu", F64) for n, v in model.state_dict().items()})
+        self.mean.eval()
+
+    def _judge(
+        self, model: VAE, targets: Tensor, weights: Tensor, generator: torch.Generator
+    ) -> Callable[[], float]:
+        """The held-out ELBO with fixed noise, as a function of the model's present weights.
+
+        Where one spread is common to all columns, the held-out rows get the one that suits them
+        best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
+        outweighing all that the mean learns.
+        """
+        s = self.settings
+        n, d = targets.shape
+        n_draws = min(16, max(1, 1024 // n))
+        noise = torch.randn(n_draws, n, s.n_components, generator=generator).to(s.device)
+        share = weights / weights.sum()
+        likelihood = model.likelihood
+        common = s.family == "gaussian" and s.noise in ("auto", "isotropic")
+
+        def evaluate() -> float:
+            with torch.no_grad():
+                mean, log_var = model.posterior(targets)
+                kl = s.beta * (share @ model.prior.kl(mean, log_var).sum(-1))
+                z = mean + (0.5 * log_var).exp() * noise
+                raw = model.decoder(z.reshape(-1, s.n_components)).reshape(n_draws, n, -1)
+                if not common:
+                    cells = likelihood.log_prob(raw, targets).sum(-1).mean(0)
+                    return float(share @ cells - kl)
+                base = likelihood.base
+                error = (targets - likelihood.mean(raw)).square() * (-base).exp()
+                ratio = (share @ error.mean(-1).mean(0)).clamp_min(1e-12)
+                return float(-0.5 * (d * (LOG_2PI + 1 + ratio.log()) + base.sum()) - kl)
+
+        return evaluate
+
+    # ---------------------------------------------------------------- the spread
+
+    def _fit_spread(
+        self,
+        targets: Tensor,
+        share: Tensor,
+        train: Tensor,
+        held_out: Tensor,
+        generator: torch.Generator,
+        go_on: bool,
+        n_rounds: int = SPREAD_ROUNDS,
+        epochs: int = SPREAD_EPOCHS,
+    ) -> None:
+        """Fit a spread per column, as a function of z, around the mean, which stays as it is.
+
+        Expectation-maximisation. The posteriors of rows under the present spread are
+        `VAE.laplace`'s: the encoder's would not do, since they belong to the one spread common to
+        all columns, and blur what some columns say precisely. Given them, first one variance per
+        column, in closed form, then the network of log-variances, by gradient.
+
+        An error as large as the largest seen in its column counts once more, spread over all
+        rows: the next row may be the next such row, and a spread that has seen none near its z
+        must not exclude it.
+        """
+        s = self.settings
+        spread: Any = copy.deepcopy(self.module.decoder)
+        spread.decoder = copy.deepcopy(self.mean.decoder)
+        model = VAE(
+            copy.deepcopy(self.mean.encoder),
+            spread,
+            copy.deepcopy(self.module.likelihood),
+            self.mean.prior,
+        )
+        model.eval()
+        if s.max_iter == 0:
+            self.module = model
+            return
+        model = model.to(torch.float32)
+        decoder, likelihood = model.decoder.decoder, model.likelihood
+        train, held_out = train[:SPREAD_ROWS], held_out[: SPREAD_ROWS // 8]
+        weights = (share[train] / share[train].sum()).float()
+        rows, others = targets[train].float(), targets[held_out].float()
+        other_weights = share[held_out].float()
+        k = s.n_components
+        points = torch.randn(64, k, generator=generator)
+        best, best_score = copy.deepcopy(model.state_dict()), -math.inf
+
+        def judge() -> None:
+            nonlocal best, best_score
+            if not len(others):
+                best = copy.deepcopy(model.state_dict())
+                return
+            with torch.no_grad():
+                log_prob = torch.cat([model.log_prob(b, points) for b in others.split(64)])
+            score = float((other_weights * log_prob).sum())
+            if score > best_score:
+                best, best_score = copy.deepcopy(model.state_dict()), score
+
+        excess = self.excess if go_on else None
+        if excess is None:
+            judge()
+            excess = rows.new_zeros(rows.shape[1])
+            mode, factor = _posteriors(model, rows)
+            for _ in range(6):
+                with torch.no_grad():
+                    moment = torch.zeros_like(excess)
+                    for _ in range(8):
+                        noise = torch.randn(*mode.shape, 1, generator=generator)
+                        error = (rows - decoder(mode + (factor @ noise)[..., 0])).square()
+                        moment += weights @ error / 8
+                        excess = torch.maximum(excess, error.amax(0) / len(rows))
+                    variance = (moment + excess).clamp_min(s.noise_floor**2)
+                    likelihood.base.copy_(variance.log())
+                mode, factor = _posteriors(model, rows, mode, 1)
+            if len(others):
+                with torch.no_grad():
+                    error = (others - decoder(_posteriors(model, others)[0])).square()
+                    excess = torch.maximum(excess, error.amax(0) / len(rows))
+                    likelihood.base.copy_(torch.maximum(likelihood.base, excess.log()))
+        self.excess = excess
+        judge()
+        trained = nn.ModuleList([spread.network, likelihood])
+        batch_size = self._batch_size(len(rows))
+        for _ in range(n_rounds):
+            mode, factor = _posteriors(model, rows)
+            trainer = Trainer(trained, s.learning_rate_init, s.max_grad_norm)
+
+            def losses(
+                index: Tensor, epoch: int, mode: Tensor = mode, factor: Tensor = factor
+            ) -> Tensor:
+                noise = torch.randn(len(index), k, 1, generator=generator)
+                z = mode[index] + (factor[index] @ noise)[..., 0]
+                with torch.no_grad():
+                    mean = decoder(z)
+                raw = torch.cat([mean, spread.log_var(z)], -1)
+                once_more = 0.5 * excess * (-likelihood.log_var(raw)).exp()
+                return (once_more - likelihood.log_prob(raw, rows[index])).sum(-1)
+
+            evaluate = None
+            if len(others):
+                other_mode, other_factor = _posteriors(model, others)
+                noise = torch.randn(8, *other_mode.shape, 1, generator=generator)
+                z = other_mode + (other_factor @ noise)[..., 0]  # (8, n, k)
+                with torch.no_grad():
+                    means = decoder(z.reshape(-1, k)).reshape(*z.shape[:2], -1)
+
+                def evaluate(z: Tensor = z, means: Tensor = means) -> float:
+                    with torch.no_grad():
+                        raw = torch.cat([means, spread.log_var(z)], -1)
+                        cells = likelihood.log_prob(raw, others).sum(-1).mean(0)
+                        return float((other_weights * cells).sum() / other_weights.sum())
+
+            trainer.fit(
+                losses,
+                evaluate,
+                n_rows=len(rows),
+                weights=weights * len(rows),
+                batch_size=batch_size,
+                max_iter=epochs,
+                tol=s.tol,
+                n_iter_no_change=max(1, s.n_iter_no_change // 2),
+                n_decays=1,
+                generator=generator,
+            )
+            judge()
+        model = model.to(F64)
+        model.load_state_dict({n: v.to(F64) for n, v in best.items()})
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # out of the trainer's buffer
+            parameter.grad = None
+        # means and encoder exactly as trained, not through float32
+        model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
+        self.module = model
+
+    # ---------------------------------------------------------------- small things
+
+    def _generator(self) -> torch.Generator:
+        generator = torch.Generator()
+        if self.generator_state is None:
+            return generator.manual_seed(self.seed)
+        generator.set_state(self.generator_state)
+        return generator
+
+    def _threads(self, T: Floats) -> contextlib.AbstractContextManager[Any]:
+        """One thread for small models; a setting of the calling thread alone."""
+        sizes = [T.shape[1], *self._sizes("encoder"), *self._sizes("decoder"), T.shape[1]]
+        products = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        if products * min(self._batch_size(len(T)), len(T)) > SMALL_STEP:
+            return contextlib.nullcontext()
+        limit: contextlib.AbstractContextManager[Any] = _controller().limit(
+            limits=1, user_api="openmp"
+        )
+        return limit
+
+    @contextlib.contextmanager
+    def _randomness(self, generator: torch.Generator) -> Iterator[None]:
+        """For users' networks: torch's global generator seeded by ours, and put back after."""
+        if self.settings.encoder is None and self.settings.decoder is None:
+            yield
+            return
+        seed = int(torch.randint(2**31, (), generator=generator))
+        with _GLOBAL_RANDOM, torch.random.fork_rng():
+            torch.default_generator.manual_seed(seed)
+            yield
+
+    def _targets(self, T: Floats) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.mean.likelihood.standardize(T)))
+
+    def _batch_size(self, n_rows: int) -> int:
+        if self.settings.batch_size != "auto":
+            return int(self.settings.batch_size)
+        return int(np.clip(2 ** round(math.log2(max(n_rows, 1) / 12)), 16, 256))
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _posteriors(
+    model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int = 2
+) -> tuple[Tensor, Tensor]:
+    """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
+    parts = []
+    with torch.no_grad():
+        for rows in torch.arange(len(targets)).split(128):
+            begin = None if start is None else start[rows]
+            parts.append(model.laplace(targets[rows], begin, n_steps))
+    return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])
+
+
+def _diverged(what: str) -> str:
+    return (
+        f"Training did not stay finite: {what}. Try a smaller learning_rate_init or "
+        "max_grad_norm, early_stopping=True, or a larger noise_floor; columns with a few huge "
+        "values profit from a transform (RobustScaler, QuantileTransformer)."
+    )

@@ -1,0 +1,181 @@
+"""The linear start: probabilistic PCA, factor analysis, and the line between them.
+
+All arithmetic is in float64 and in torch, whose number of threads is the one that the results
+depend on. Columns are standardised; ``S`` is their covariance, weighted by the rows' weights.
+
+The linear model is ``x = W z + e``, ``z ~ N(0, I)``, ``e ~ N(0, diag(noise))``.
+
+References
+----------
+Tipping and Bishop, "Probabilistic Principal Component Analysis", JRSS B, 1999.
+Joreskog, "Some contributions to maximum likelihood factor analysis", Psychometrika, 1967.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+
+@dataclass
+class LinearModel:
+    """Loadings ``W`` (n_columns, n_components) and noise variances (n_columns,).
+
+    The components are rotated so that ``W' diag(1/noise) W`` is diagonal, falling: given x they
+    are then independent, and the encoder's diagonal Gaussian is the exact posterior.
+    """
+
+    loadings: Tensor
+    noise: Tensor
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Diagonal of ``W' diag(1/noise) W``: (n_components,)."""
+        return (self.loadings.square() / self.noise[:, None]).sum(0)
+
+    @property
+    def encoder(self) -> Tensor:
+        """E[z | x] = encoder @ x: (n_components, n_columns)."""
+        return (self.loadings / self.noise[:, None]).T / (1 + self.eigenvalues)[:, None]
+
+    @property
+    def log_var(self) -> Tensor:
+        """log Var[z | x], the same for every x: (n_components,)."""
+        return -(1 + self.eigenvalues).log()
+
+    def reconstruction_error(self, S: Tensor) -> float:
+        """Mean over the columns of E (x - W E[z | x])^2 under covariance ``S``."""
+        R = torch.eye(len(S), dtype=S.dtype) - self.loadings @ self.encoder
+        return float(((R @ S) * R).sum() / len(S))
+
+
+def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
+    """The same model with its components rotated, falling by information, signs fixed."""
+    _, R = torch.linalg.eigh((loadings / noise[:, None]).T @ loadings)
+    W = loadings @ R.flip(1)
+    largest = W.gather(0, W.abs().argmax(0, keepdim=True))
+    return LinearModel(W * torch.where(largest < 0, -1.0, 1.0), noise)
+
+
+def _leading(S: Tensor, scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """All eigenvalues of ``diag(scale) S diag(scale)``, falling, and the k leading eigenvectors."""
+    values, vectors = torch.linalg.eigh(S * scale[:, None] * scale)
+    return values.flip(0).clamp_min(0.0), vectors.flip(1)[:, :k]
+
+
+def factor_analysis(S: Tensor, n_components: int, floor: float) -> Tensor:
+    """Noise variances of maximum-likelihood factor analysis, none below ``floor**2``: (d,).
+
+    Joreskog's profile likelihood: given the noise the best loadings are in closed form, so that
+    only the d log-variances are searched, by L-BFGS with the floor as a bound.
+    """
+    d = len(S)
+    k = min(n_components, d)
+    variance = S.diagonal()
+
+    def loss(log_noise: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        log_noise_t = torch.from_numpy(log_noise.copy())
+        scale = (-0.5 * log_noise_t).exp()
+        values, vectors = _leading(S, scale, k)
+        top = values[:k].clamp_min(1.0)
+        value = log_noise_t.sum() + (top.log() + values[:k] / top).sum() + values[k:].sum()
+        communality = (vectors.square() * (top - 1)).sum(1) * log_noise_t.exp()
+        gradient = 1 - (variance - communality) / log_noise_t.exp()
+        return 0.5 * float(value), 0.5 * gradient.numpy()
+
+    low = 2 * math.log(floor)
+    # 1 / diag(S^-1) bounds each column's noise from below in the population
+    inverse = torch.linalg.inv(S + 1e-3 * torch.eye(d, dtype=S.dtype)).diagonal()
+    start = ((1 - k / (2 * d)) / inverse).clamp(math.exp(low), 1.0).log()
+    # an evaluation costs d^3: wide tables get a start that is good rather than converged
+    budget = int(min(2000, max(15, 2e9 / d**3)))
+    result = minimize(
+        loss,
+        start.numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(low, None)] * d,
+        options={"maxfun": budget, "maxiter": budget, "ftol": 1e-12, "gtol": 1e-7},
+    )
+    return torch.from_numpy(result.x).exp()
+
+
+def weighted_pca(S: Tensor, n_components: int, precision: Tensor, floor: float) -> LinearModel:
+    """Probabilistic PCA where column j counts ``precision_j``: noise proportional to 1/precision.
+
+    Parameters
+    ----------
+    precision : Tensor of shape (d,)
+        Relative weights; only their ratios matter. All ones: probabilistic PCA itself. The
+        inverse noise variances of factor analysis: factor analysis.
+    """
+    d, k = len(S), min(n_components, len(S))
+    scale = (0.5 * (precision.log() - precision.log().mean())).exp()
+    values, vectors = _leading(S, scale, k)
+    rest = float(values[k:].mean()) if k < d else 0.0
+    # the floor holds in every column: noise_j = common / scale_j^2 >= floor^2
+    common = max(rest, floor**2 * float(scale.square().max()))
+    W = vectors * (values[:k] - common).clamp_min(0.0).sqrt() / scale[:, None]
+    W = torch.nn.functional.pad(W, (0, n_components - k))
+    return rotated(W, common / scale.square())
+
+
+def refit(
+    S: Tensor, model: LinearModel, floor: float, learn: bool = True, n_iter: int = 200
+) -> LinearModel:
+    """Best noise per column, and best scale of the components, within the span of the loadings.
+
+    Alternates two exact conditional maxima of the likelihood: given the noise, the components'
+    covariance within their span has a closed form; given the loadings, EM moves the noise. With
+    ``learn=False`` the noise stays, and the first of the two is the answer.
+    """
+    # W = 0 spans nothing and stays so
+    live = model.loadings.square().sum(0) > 0
+    W, noise = model.loadings[:, live], model.noise
+    eye = torch.eye(W.shape[1], dtype=W.dtype)
+    for _ in range(n_iter if learn else 1):
+        # in units of the noise: covariance I outside the span, Q C Q' inside
+        root = noise.sqrt()[:, None]
+        Q = torch.linalg.qr(W / root).Q
+        values, vectors = torch.linalg.eigh(Q.T @ (S / root / root.T) @ Q)
+        W = root * (Q @ vectors) * (values - 1).clamp_min(1e-12).sqrt()
+        if learn:
+            B = torch.linalg.solve(eye + (W / noise[:, None]).T @ W, (W / noise[:, None]).T)
+            SB = S @ B.T  # (d, k)
+            zz = eye - B @ W + B @ SB
+            new = S.diagonal() - 2 * (SB * W).sum(1) + ((W @ zz) * W).sum(1)
+            new = new.clamp_min(floor**2)
+            done = bool(((new.log() - noise.log()).abs() < 1e-6).all())
+            noise = new
+            if done:
+                break
+    loadings = torch.zeros_like(model.loadings)
+    loadings[:, : W.shape[1]] = W
+    return rotated(loadings, noise)
+
+
+def choose_power(
+    S: Tensor, n_components: int, noise: Tensor, floor: float, tolerance: float
+) -> float:
+    """Largest power in [0, 1] whose reconstruction costs at most ``tolerance`` over PCA's.
+
+    ``weighted_pca`` with precision ``noise**-power`` is probabilistic PCA at 0 and factor analysis
+    at 1. The likelihood rises on the way, and so does the reconstruction error of standardised
+    columns: go as far as is nearly free, by bisection on the training rows.
+    """
+
+    def error(power: float) -> float:
+        return weighted_pca(S, n_components, noise**-power, floor).reconstruction_error(S)
+
+    limit = (1 + tolerance) * error(0.0) + 1e-12
+    if error(1.0) <= limit:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(6):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if error(middle) <= limit else (low, middle)
+    return low

@@ -1,0 +1,150 @@
+"""Networks, and the linear path beside them.
+
+The contract for a user's own network: an encoder maps (n, n_in) to (n, 2 * n_components), the
+posterior's means and log-variances side by side; a decoder maps (n, n_components) to
+(n, n_params), the likelihood's raw parameters. Neither needs to know about the linear path:
+``WithLinear`` adds it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+}
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from a generator of its own, never from torch's global one.
+
+    ``generator`` is set for the time of training and None otherwise: then nothing is dropped.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None or not self.training:
+            return x
+        keep = torch.rand(x.shape, generator=self.generator, dtype=x.dtype) >= self.p
+        return x * keep / (1 - self.p)
+
+
+def linear_layer(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    """``nn.Linear`` with torch's own initial distribution, drawn from ``generator``."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out)  # type: ignore[assignment]
+    limit = 1 / math.sqrt(max(n_in, 1))
+    with torch.no_grad():
+        layer.weight.uniform_(-limit, limit, generator=generator)
+        layer.bias.uniform_(-limit, limit, generator=generator)
+    return layer
+
+
+def mlp(
+    n_in: int,
+    n_out: int,
+    hidden_layer_sizes: Sequence[int],
+    activation: str,
+    dropout: float,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """A multi-layer perceptron; no hidden layer leaves an affine map.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvae.networks import mlp
+    >>> net = mlp(4, 2, (8,), "relu", 0.0, torch.Generator().manual_seed(0))
+    >>> net(torch.zeros(3, 4)).shape
+    torch.Size([3, 2])
+    """
+    layers: list[nn.Module] = []
+    for size in hidden_layer_sizes:
+        layers += [linear_layer(n_in, size, generator), ACTIVATIONS[activation]()]
+        if dropout:
+            layers.append(Dropout(dropout))
+        n_in = size
+    return nn.Sequential(*layers, linear_layer(n_in, n_out, generator))
+
+
+def silence(network: nn.Sequential) -> nn.Sequential:
+    """Set the last layer to zero: the network is there, and says nothing yet."""
+    with torch.no_grad():
+        for parameter in network[-1].parameters():
+            parameter.zero_()
+    return network
+
+
+class WithLinear(nn.Module):
+    """A linear path and a network side by side: ``weight x + bias + gate * network(x)``.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (n_linear, n_in)
+        The linear path. It reaches the first ``n_linear`` outputs; the others have a bias alone.
+    bias : Tensor of shape (n_out,)
+        Bias of all outputs.
+    network : Module
+        Maps (n, n_in) to (n, n_out).
+    gate : bool, default=False
+        Whether the network passes a gate that starts at zero, so that a network whose last layer
+        is not zero does not disturb the start.
+    reach : float, default=inf
+        The network reads its input clamped to [-reach, reach]: beyond the training data it goes
+        on level, and the linear path alone extrapolates. One cell a million standard deviations
+        out would else steer all hidden units.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        network: nn.Module,
+        gate: bool = False,
+        reach: float = math.inf,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(bias.clone())
+        self.network, self.reach = network, reach
+        self.gate = nn.Parameter(weight.new_zeros(())) if gate else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x.clamp(-self.reach, self.reach))  # (n, n_out)
+        if self.gate is not None:
+            out = self.gate * out
+        n_linear = len(self.weight)
+        if n_linear == len(self.bias):
+            return torch.addmm(self.bias, x, self.weight.T) + out
+        linear = nn.functional.pad(x @ self.weight.T, (0, len(self.bias) - n_linear))
+        return linear + self.bias + out
+
+
+class Spread(nn.Module):
+    """A decoder of means, and beside it a network of log-variances that shares nothing with it.
+
+    Beyond ``reach`` standard deviations of the prior, where no training row was, log-variances
+    grow: a row that is strange in one column should not meet a spread learned elsewhere.
+    """
+
+    def __init__(self, decoder: nn.Module, network: nn.Module, reach: float = 3.0) -> None:
+        super().__init__()
+        self.decoder, self.network, self.reach = decoder, network, reach
+
+    def log_var(self, z: Tensor) -> Tensor:
+        inside = z.clamp(-self.reach, self.reach)
+        excess = (z - inside).square().sum(-1, keepdim=True)
+        out: Tensor = self.network(inside)
+        return out + 2 * excess.log1p()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([self.decoder(z), self.log_var(z)], -1)
