@@ -7,8 +7,6 @@ are T already; this file is where tables with types will become T, and be restor
 import numpy as np
 from numpy.typing import NDArray
 
-FAMILIES = ("gaussian", "bernoulli")
-
 Floats = NDArray[np.float64]
 
 

@@ -3,6 +3,7 @@
 The only file that knows scikit-learn's contract. The fit itself is in ``fitting.py``.
 """
 
+import contextlib
 import copy
 import math
 import warnings
@@ -12,16 +13,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import columns
 from .fitting import Fit, Settings
+from .likelihoods import Bernoulli, Gaussian
 from .networks import ACTIVATIONS
 from .vae import VAE
 
@@ -32,14 +34,33 @@ except ImportError:  # pragma: no cover
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Nothing to support."""
 
-    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[no-redef]
+    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
         """Nothing to manage."""
         return method
 
 
 NOISES = ("auto", "heteroscedastic", "homoscedastic", "isotropic")
 INITS = ("linear", "random")
-LIKELIHOODS = ("auto", *columns.FAMILIES)
+FAMILIES: dict[str, Any] = {"gaussian": Gaussian, "bernoulli": Bernoulli}
+# what a fitted model cannot change when it is fitted further
+ARCHITECTURE = (
+    "n_components",
+    "hidden_layer_sizes",
+    "decoder_layer_sizes",
+    "activation",
+    "encoder",
+    "decoder",
+    "dropout",
+    "noise",
+    "noise_floor",
+    "family",
+)
+# what scikit-learn's message leaves open: how to proceed
+REMEDIES = {
+    "could not convert string": "Encode text first, for example with OneHotEncoder or "
+    "OrdinalEncoder, or leave those columns out.",
+    "Complex data": "Pass real and imaginary parts as columns: np.hstack([X.real, X.imag]).",
+}
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
 
@@ -47,17 +68,17 @@ WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
 class VAETransformer(
     CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Variational autoencoder: nonlinear dimensionality reduction, generation and density.
+    r"""Variational autoencoder: nonlinear dimensionality reduction, generation and density.
 
     A generalisation of `PCA` and `FactorAnalysis` that starts at their solution. Rows are
     modelled as
 
-    .. math:: z \\sim N(0, I), \\qquad x \\mid z \\sim p(x \\mid \\mathrm{decoder}(z)),
+    .. math:: z \sim N(0, I), \qquad x \mid z \sim p(x \mid \mathrm{decoder}(z)),
 
-    and an encoder approximates the posterior, :math:`q(z \\mid x) = N(\\mu(x),
-    \\operatorname{diag}(\\sigma^2(x)))`. Training raises the evidence lower bound (ELBO)
+    and an encoder approximates the posterior, :math:`q(z \mid x) = N(\mu(x),
+    \operatorname{diag}(\sigma^2(x)))`. Training raises the evidence lower bound (ELBO)
 
-    .. math:: \\log p(x) \\ge E_q[\\log p(x \\mid z)] - \\beta\\, KL(q(z \\mid x) \\,\\|\\, p(z)),
+    .. math:: \log p(x) \ge E_q[\log p(x \mid z)] - \beta\, KL(q(z \mid x) \,\|\, p(z)),
 
     in nats per row. Encoder and decoder are each the sum of a linear map and a network. `fit`
     first solves the linear model in closed form, with the networks silent, and then trains both;
@@ -270,8 +291,8 @@ class VAETransformer(
 
     # ------------------------------------------------------------------ fitting
 
-    @with_callbacks
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the model to X.
 
         Parameters
@@ -299,26 +320,23 @@ class VAETransformer(
             Where ``max_iter`` was reached while the held-out bound was still rising.
         """
         with _undone_on_failure(self):
-            go_on = self.warm_start and hasattr(self, "module_")
             settings = self._settings()
-            T, weights = self._rows(X, sample_weight, reset=not go_on, enough=2)
-            if go_on:
-                fit = copy.deepcopy(self._fit)
-                fit.settings = settings
-                self._check_components()
-            else:
-                self._draw_seeds()
-                fit = Fit(settings, self._seed)
-            context = self._begin(X, y)
-            fit.run(T, weights, on_epoch=self._on_epoch(context, fit), go_on=go_on)
+            go_on = self.warm_start and hasattr(self, "module_")
+            fit = self._resumed(settings) if go_on else None
+            T, weights = self._rows(X, sample_weight, settings, reset=not go_on, enough=2)
+            if fit is None:
+                fit = self._fresh(settings)
+            metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+            given = {"X": X, "y": y, "metadata": metadata}
+            context = self._begin(given)
+            fit.run(T, weights, on_epoch=self._on_epoch(context, fit, given), go_on=go_on)
             self._finish(fit, T, weights)
             if context is not None:
-                context.call_on_fit_task_end(estimator=self, X=X, y=y)
+                context.call_on_fit_task_end(estimator=self, **given)
+            self._warn(fit)
         return self
 
-    def partial_fit(
-        self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None
-    ) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit on one batch of rows: one pass, and no held-out rows.
 
         The first call fixes the columns' statistics and the linear start; it should see a fair
@@ -339,16 +357,12 @@ class VAETransformer(
             The fitted estimator.
         """
         with _undone_on_failure(self):
-            first = not hasattr(self, "module_")
             settings = self._settings()
-            T, weights = self._rows(X, sample_weight, reset=first, enough=2 if first else 1)
-            if first:
-                self._draw_seeds()
-                fit = Fit(settings, self._seed)
-            else:
-                self._check_components()
-                fit = copy.deepcopy(self._fit)
-                fit.settings = settings
+            fit = self._resumed(settings) if hasattr(self, "module_") else None
+            first = fit is None
+            T, weights = self._rows(X, sample_weight, settings, reset=first, enough=1 + first)
+            if fit is None:
+                fit = self._fresh(settings)
             fit.run_pass(T, weights)
             self._finish(fit, T, weights)
         return self
@@ -358,10 +372,11 @@ class VAETransformer(
         p = self.get_params(deep=False)
         _check_integer("n_components", p["n_components"], 1)
         for name in ("hidden_layer_sizes", "decoder_layer_sizes"):
-            _check_sizes(name, p[name], none=name == "decoder_layer_sizes")
+            if p[name] is not None or name == "hidden_layer_sizes":
+                p[name] = _check_sizes(name, p[name])
         _check_option("activation", p["activation"], tuple(ACTIVATIONS))
         _check_option("init", p["init"], INITS)
-        _check_option("likelihood", p["likelihood"], LIKELIHOODS)
+        _check_option("likelihood", p["likelihood"], ("auto", *FAMILIES))
         for name in ("encoder", "decoder"):
             if p[name] is not None and not callable(p[name]):
                 raise TypeError(
@@ -375,7 +390,7 @@ class VAETransformer(
         else:
             _check_number("noise", p["noise"], 0, open_low=True, extra=f"or one of {NOISES}")
         _check_number("noise_floor", p["noise_floor"], 0, 1, open_low=True)
-        _check_number("beta", p["beta"], 0)
+        _check_number("beta", p["beta"], 0, open_low=True)
         _check_integer("kl_warmup", p["kl_warmup"], 0)
         _check_integer("n_score_samples", p["n_score_samples"], 1)
         _check_number("alpha", p["alpha"], 0)
@@ -385,9 +400,11 @@ class VAETransformer(
             _check_integer("batch_size", p["batch_size"], 1, extra="or 'auto'")
         _check_integer("max_iter", p["max_iter"], 0)
         _check_number("tol", p["tol"], 0)
-        _check_number("validation_fraction", p["validation_fraction"], 0, 1, True, True)
+        fraction = p["validation_fraction"]
+        _check_number("validation_fraction", fraction, 0, 1, open_low=True, open_high=True)
         _check_integer("n_iter_no_change", p["n_iter_no_change"], 1)
-        _check_number("max_grad_norm", p["max_grad_norm"], 0, math.inf, open_low=True)
+        if p["max_grad_norm"] != math.inf:  # no limit
+            _check_number("max_grad_norm", p["max_grad_norm"], 0, open_low=True)
         for name in ("early_stopping", "warm_start"):
             if not isinstance(p[name], bool | np.bool_):
                 raise TypeError(f"{name} must be True or False, got {p[name]!r}.")
@@ -398,13 +415,13 @@ class VAETransformer(
         return Settings(**known | {"device": device, "family": family})
 
     def _rows(
-        self, X: Any, sample_weight: Any, reset: bool, enough: int
+        self, X: Any, sample_weight: Any, settings: Settings, reset: bool, enough: int
     ) -> tuple[columns.Floats, columns.Floats]:
         """X and the weights, checked: distinct rows in canonical order."""
-        X = validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        X = self._validated(X, reset=reset)
         weights = _check_weights(sample_weight, len(X))
-        T = self._encode(X)
-        T, weights = columns.distinct_rows(T, weights)
+        self._family = settings.family
+        T, weights = columns.distinct_rows(self._encode(X), weights)
         if len(T) < enough:
             raise ValueError(
                 f"Found array with 1 sample (distinct rows of positive weight, of {len(X)} "
@@ -412,55 +429,81 @@ class VAETransformer(
             )
         return T, weights
 
+    def _validated(self, X: Any, reset: bool) -> NDArray[Any]:
+        try:
+            array: NDArray[Any] = validate_data(
+                self, X, reset=reset, dtype=[np.float64, np.float32]
+            )
+        except ValueError as error:
+            for symptom, remedy in REMEDIES.items():
+                if symptom in str(error):
+                    raise ValueError(f"{str(error).strip()}. {remedy}") from error
+            raise
+        return array
+
     def _encode(self, X: NDArray[Any]) -> columns.Floats:
         """X -> T, refused where it leaves the family's support."""
         T = np.asarray(X, dtype=np.float64)
-        if self.likelihood == "bernoulli":
-            names = getattr(self, "feature_names_in_", range(T.shape[1]))
-            columns.check_support(T, 0.0, 1.0, "bernoulli", [repr(name) for name in names])
+        names = getattr(self, "feature_names_in_", range(T.shape[1]))
+        low, high = FAMILIES[self._family].support
+        columns.check_support(T, low, high, self._family, [repr(name) for name in names])
         return T
 
-    def _draw_seeds(self) -> None:
+    def _fresh(self, settings: Settings) -> Fit:
+        """A model to fit from the start."""
         # None means fresh entropy: numpy's global generator is not ours to advance
         state = self.random_state
         random = np.random.RandomState() if state is None else check_random_state(state)
-        self._seed, self._score_seed = random.randint(2**31 - 1, size=2).tolist()
+        seed, self._score_seed = random.randint(2**31 - 1, size=2).tolist()
+        return Fit(settings, seed)
 
-    def _check_components(self) -> None:
-        k = self.module_.prior.n_components
-        if self.n_components != k:
-            raise ValueError(
-                f"n_components={self.n_components}, but the model to go on from was fitted with "
-                f"{k}. Fit afresh: clone(estimator).fit(X), or warm_start=False."
-            )
+    def _resumed(self, settings: Settings) -> Fit:
+        """A copy of the fitted model to go on from: should that fail, the original is there."""
+        for name in ARCHITECTURE:
+            old, new = getattr(self._fit.settings, name), getattr(settings, name)
+            if old is not new and old != new:
+                parameter = "likelihood" if name == "family" else name
+                raise ValueError(
+                    f"{parameter}={new!r}, but the model to go on from was fitted with {old!r}. "
+                    "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
+                )
+        fit = copy.deepcopy(self._fit)
+        fit.settings = settings
+        return fit
 
-    def _begin(self, X: Any, y: Any) -> Any:
+    def _begin(self, given: dict[str, Any]) -> Any:
         """The callbacks' context of this fit, or None where scikit-learn has no callbacks."""
         if not hasattr(self, "_init_callback_context"):
             return None
-        context = self._init_callback_context(max_subtasks=None)
-        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+        context = self._init_callback_context(max_subtasks=self.max_iter)
+        context.call_on_fit_task_begin(estimator=self, **given)
         return context
 
-    def _on_epoch(self, context: Any, fit: Fit) -> Callable[[int, float, float | None], bool]:
+    def _on_epoch(
+        self, context: Any, fit: Fit, given: dict[str, Any]
+    ) -> Callable[[int, float, float | None, VAE], bool]:
         """What happens after each epoch: a printed line, callbacks. True stops the training."""
 
-        def on_epoch(epoch: int, loss: float, score: float | None) -> bool:
+        def on_epoch(epoch: int, loss: float, score: float | None, model: VAE) -> bool:
             if self.verbose:
-                held_out = "" if score is None else f"  held-out ELBO {score:12.4f}"
-                print(f"epoch {epoch:4d}  training ELBO {-loss:12.4f}{held_out}")
+                unit = float(model.likelihood.log_scale.sum())
+                held_out = "" if score is None else f"  held-out ELBO {score - unit:12.4f}"
+                print(f"epoch {epoch:4d}  training ELBO {-loss - unit:12.4f}{held_out}")
             if context is None:
                 return False
+
+            def fitted() -> dict[str, Any]:
+                # as if training had stopped here, before a separate spread is fitted
+                module = copy.deepcopy(fit.mean)
+                module.load_state_dict(model.state_dict())
+                return {"module_": module, "_n_features_out": self.n_components, "n_iter_": epoch}
+
             task = context.subcontext(task_name="epoch")
-            task.call_on_fit_task_begin(estimator=self)
-            attributes = lambda: {  # noqa: E731
-                "module_": copy.deepcopy(fit.module).cpu().double().eval(),
-                "_score_seed": self._score_seed,
-                "n_features_in_": self.n_features_in_,
-            }
-            return bool(
-                task.call_on_fit_task_end(estimator=self, reconstruction_attributes=attributes)
+            task.call_on_fit_task_begin(estimator=self, **given)
+            stop = task.call_on_fit_task_end(
+                estimator=self, reconstruction_attributes=fitted, **given
             )
+            return bool(stop)
 
         return on_epoch
 
@@ -475,38 +518,44 @@ class VAETransformer(
         self.validation_scores_ = [score - unit for score in fit.scores]
         self.best_validation_score_ = None if fit.best_score is None else fit.best_score - unit
         self.precision_power_ = fit.power
-        share = torch.from_numpy(weights / weights.sum())
-        kl: Tensor | float = 0.0
-        variance: Tensor | float = 0.0
         likelihood = self.module_.likelihood
-        for rows, targets in self._batches(T, torch.float64, self._n_features_out):
-            mean, log_var = self.module_.posterior(targets)
-            kl = kl + share[rows] @ self.module_.prior.kl(mean, log_var)
-            if fit.settings.family == "gaussian":
-                log_var = likelihood.log_var(self.module_.decoder(mean)).expand(len(mean), -1)
-                variance = variance + share[rows] @ log_var.exp()
-        self.kl_per_component_ = np.asarray(kl)
+        gaussian = self._family == "gaussian"
+        share = torch.from_numpy(weights / weights.sum())
+        kl = torch.zeros(self._n_features_out, dtype=torch.float64)
+        variance = torch.zeros(self.n_features_in_, dtype=torch.float64)
+        with torch.no_grad():
+            for rows, targets in self._batches(T, torch.float64, _width(self.module_)):
+                mean, log_var = self.module_.posterior(targets)
+                kl += share[rows] @ self.module_.prior.kl(mean, log_var)
+                if gaussian:
+                    log_var = likelihood.log_var(self.module_.decoder(mean))
+                    variance += share[rows] @ log_var.expand_as(targets).exp()
+        self.kl_per_component_ = kl.numpy()
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
-        if fit.settings.family == "gaussian":
-            self.noise_variance_ = np.asarray(variance) * likelihood.scale**2
+        self.__dict__.pop("noise_variance_", None)  # an earlier fit's
+        if gaussian:
+            with np.errstate(over="ignore", under="ignore"):  # units beyond 1e154 or below 1e-154
+                self.noise_variance_ = variance.numpy() * likelihood.scale**2
+
+    def _warn(self, fit: Fit) -> None:
+        """Warn of interruption and non-convergence, at the line that called `fit`."""
         if fit.interrupted:
-            warnings.warn(
-                f"Interrupted after {self.n_iter_} epochs: the best weights so far are kept.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+            message = f"Interrupted after {self.n_iter_} epochs: the best weights so far are kept."
         elif fit.improving:
-            warnings.warn(
-                f"max_iter={self.max_iter} was reached while the "
-                f"{'held-out bound still rose' if self.early_stopping else 'loss still fell'}. "
-                "Raise max_iter or learning_rate_init.",
-                ConvergenceWarning,
-                stacklevel=3,
+            what = "the held-out bound still rose" if self.early_stopping else "the loss still fell"
+            message = (
+                f"max_iter={self.max_iter} was reached while {what}. "
+                "Raise max_iter or learning_rate_init."
             )
+        else:
+            return
+        # where scikit-learn has callbacks, their decorator is a frame of its own
+        stacklevel = 4 if hasattr(self, "set_callbacks") else 3
+        warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel)
 
     # ---------------------------------------------------------------- inference
 
-    def transform(self, X: ArrayLike) -> NDArray[Any]:
+    def transform(self, X: Any) -> NDArray[Any]:
         """Mean of q(z | x) for each row: deterministic, never a draw.
 
         Parameters
@@ -521,7 +570,7 @@ class VAETransformer(
         """
         return self.posterior(X)[0]
 
-    def posterior(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    def posterior(self, X: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Mean and standard deviation of q(z | x) for each row.
 
         Parameters
@@ -536,12 +585,13 @@ class VAETransformer(
         T, dtype, module = self._prepare(X)
         mean = np.empty((len(T), self._n_features_out), dtype=dtype)
         std = np.empty_like(mean)
-        for rows, targets in self._batches(T, _torch_dtype(dtype), self._n_features_out):
-            m, log_var = module.posterior(targets)
-            mean[rows], std[rows] = m.numpy(), (0.5 * log_var).exp().numpy()
+        with torch.no_grad():
+            for rows, targets in self._batches(T, _torch_dtype(dtype), _width(module.encoder)):
+                m, log_var = module.posterior(targets)
+                mean[rows], std[rows] = m.numpy(), (0.5 * log_var).exp().numpy()
         return mean, std
 
-    def inverse_transform(self, Z: ArrayLike) -> NDArray[Any]:
+    def inverse_transform(self, Z: Any) -> NDArray[Any]:
         """Mean of p(x | z) for each latent, in X's units.
 
         Parameters
@@ -563,11 +613,10 @@ class VAETransformer(
             )
         module = self._module(Z.dtype)
         out = np.empty((len(Z), self.n_features_in_), dtype=Z.dtype)
-        for rows in _slices(len(Z), self.module_.likelihood.n_params):
-            with torch.no_grad():
-                raw = module.decoder(torch.tensor(Z[rows]))
-                mean = module.likelihood.mean(raw)
-            out[rows] = module.likelihood.restore(mean.double().numpy())
+        with torch.no_grad():
+            for rows in _slices(len(Z), _width(module.decoder)):
+                mean = module.likelihood.mean(module.decoder(torch.tensor(Z[rows])))
+                out[rows] = module.likelihood.restore(mean.double().numpy())
         return out
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.float64]:
@@ -595,12 +644,12 @@ class VAETransformer(
         out = np.empty((n_samples, self.n_features_in_))
         with torch.no_grad():
             z = module.prior.sample(n_samples, generator, torch.float64)
-            for rows in _slices(n_samples, module.likelihood.n_params):
+            for rows in _slices(n_samples, _width(module.decoder)):
                 draw = module.likelihood.sample(module.decoder(z[rows]), generator)
                 out[rows] = module.likelihood.restore(draw.numpy())
         return out
 
-    def score_samples(self, X: ArrayLike) -> NDArray[Any]:
+    def score_samples(self, X: Any) -> NDArray[Any]:
         """Log-density of each row, in nats and in original units: an importance-weighted bound.
 
         ``log 1/m sum_i p(x, z_i) / r(z_i | x)``, with r a Gaussian around the most probable z
@@ -628,15 +677,17 @@ class VAETransformer(
         """
         T, dtype, module = self._prepare(X)
         k, m = self._n_features_out, self.n_score_samples
+        _check_integer("n_score_samples", m, 1)
         points = torch.tensor(_normal_points(m, k, self._score_seed).astype(dtype))
-        width = max(module.likelihood.n_params, k) * (m + k + 1)
         unit = module.likelihood.log_scale.sum()
         out = np.empty(len(T), dtype=dtype)
-        for rows, targets in self._batches(T, _torch_dtype(dtype), width):
-            out[rows] = module.log_prob(targets, points).double().numpy() - unit
+        width = _width(module.decoder) * (m + k + 1)
+        with torch.no_grad():
+            for rows, targets in self._batches(T, _torch_dtype(dtype), width):
+                out[rows] = module.log_prob(targets, points).double().numpy() - unit
         return out
 
-    def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of `score_samples`: the larger, the better, so searches need no ``scoring``.
 
         Parameters
@@ -658,7 +709,7 @@ class VAETransformer(
 
     def _prepare(self, X: Any) -> tuple[columns.Floats, np.dtype[Any], VAE]:
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        X = self._validated(X, reset=False)
         return self._encode(X), X.dtype, self._module(X.dtype)
 
     def _module(self, dtype: np.dtype[Any]) -> VAE:
@@ -670,11 +721,10 @@ class VAETransformer(
     def _batches(
         self, T: columns.Floats, dtype: torch.dtype, width: int
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of T and their standardised targets, without gradients."""
-        likelihood = self.module_.likelihood
-        for rows in _slices(len(T), max(width, likelihood.n_params)):
-            with torch.no_grad():
-                yield rows, torch.tensor(likelihood.standardize(T[rows]), dtype=dtype)
+        """Slices of T and their standardised targets."""
+        for rows in _slices(len(T), width):
+            targets = self.module_.likelihood.standardize(T[rows])
+            yield rows, torch.tensor(targets, dtype=dtype)
 
     def __sklearn_tags__(self) -> Any:
         """Tags for scikit-learn's checks."""
@@ -683,20 +733,18 @@ class VAETransformer(
         return tags
 
 
-class _undone_on_failure:
+@contextlib.contextmanager
+def _undone_on_failure(estimator: VAETransformer) -> Iterator[None]:
     """Leave the estimator as it was if the block raises."""
-
-    def __init__(self, estimator: VAETransformer) -> None:
-        self.estimator, self.before = estimator, dict(vars(estimator))
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            kept = {n: v for n, v in vars(self.estimator).items() if "callback" in n}
-            vars(self.estimator).clear()
-            vars(self.estimator).update(self.before | kept)
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        # scikit-learn still has to tear the callbacks down, and removes their attributes then
+        now = {name: value for name, value in vars(estimator).items() if "callback" in name}
+        estimator.__dict__.clear()
+        estimator.__dict__.update(before | now)
+        raise
 
 
 def _slices(n_rows: int, width: int) -> Iterator[slice]:
@@ -704,6 +752,11 @@ def _slices(n_rows: int, width: int) -> Iterator[slice]:
     size = max(1, WORKSPACE // max(width, 1))
     for start in range(0, n_rows, size):
         yield slice(start, start + size)
+
+
+def _width(network: nn.Module) -> int:
+    """Most numbers that a row becomes inside a network of dense layers."""
+    return max((size for p in network.parameters() for size in p.shape), default=1)
 
 
 def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
@@ -724,7 +777,7 @@ def _check_weights(sample_weight: Any, n_rows: int) -> columns.Floats:
     if sample_weight is None:
         return np.ones(n_rows)
     if isinstance(sample_weight, Real):
-        return np.full(n_rows, float(sample_weight))
+        sample_weight = np.full(n_rows, float(sample_weight))
     weights: columns.Floats = check_array(
         sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
     )
@@ -763,23 +816,29 @@ def _check_number(
     open_high: bool = False,
     extra: str = "",
 ) -> None:
-    left, right = "(" if open_low else "[", ")" if open_high or high == math.inf else "]"
-    wanted = f"a number in {left}{low:g}, {high:g}{right} {extra}".rstrip()
+    """Refuse what is not a number in the interval; an infinite ``high`` is never inside."""
+    if high == math.inf:
+        wanted = "a positive number" if open_low and low == 0 else f"a number of at least {low:g}"
+    else:
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        wanted = f"a number in {left}{low:g}, {high:g}{right}"
+    wanted = f"{wanted} {extra}".rstrip()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {wanted}, got {value!r}.")
-    above = value > low if open_low else value >= low
-    below = value < high if open_high else value <= high
+    number = float(value)
+    above = number > low if open_low else number >= low
+    below = number < high if open_high or high == math.inf else number <= high
     if not (above and below):
         raise ValueError(f"{name} must be {wanted}, got {value!r}.")
 
 
-def _check_sizes(name: str, value: Any, none: bool) -> None:
-    if value is None and none:
-        return
+def _check_sizes(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, str) or not np.iterable(value):
-        raise TypeError(f"{name} must be a sequence of integers, got {value!r}.")
-    for size in value:
+        raise TypeError(f"{name} must be a sequence of integers, such as (64, 32), got {value!r}.")
+    sizes = tuple(value)
+    for size in sizes:
         _check_integer(f"each of {name}", size, 1)
+    return sizes
 
 
 def _check_device(value: Any) -> str:

@@ -39,7 +39,7 @@ SMALL_STEP = 2**25
 # torch's global generator is one per process: users' networks that draw from it take turns
 _GLOBAL_RANDOM = threading.RLock()
 
-OnEpoch = Callable[[int, float, float | None], bool]
+OnEpoch = Callable[[int, float, float | None, VAE], bool]
 
 
 @dataclass
@@ -364,7 +364,7 @@ class Fit:
 
         def after(history: History) -> bool:
             score = history.scores[-1] if evaluate is not None else None
-            return on_epoch(history.n_iter, history.losses[-1], score)
+            return on_epoch(history.n_iter, history.losses[-1], score, model)
 
         try:
             history = trainer.fit(
