@@ -22,7 +22,7 @@ from .columns import Floats, location_and_scale
 from .likelihoods import LOG_2PI, Bernoulli, Gaussian
 from .networks import Dropout, Spread, WithLinear, linear_layer, mlp, silence
 from .priors import StandardNormal
-from .training import History, Trainer
+from .training import History, Rows, Trainer
 from .vae import VAE
 
 F64 = torch.float64
@@ -97,7 +97,7 @@ class Fit:
     def __init__(self, settings: Settings, seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.generator_state: Tensor | None = None
-        self.optimizer_states: dict[str, Any] = {}
+        self.optimizer_state: dict[str, Any] | None = None
         self.losses: list[float] = []
         self.scores: list[float] = []
         self.best_score: float | None = None
@@ -136,16 +136,10 @@ class Fit:
                 if again and history.best_iter and not history.interrupted:
                     # the same epochs once more, with the held-out rows among the rows
                     self.mean = start
-                    model, trainer, losses = self._prepare_mean(targets, share, generator)
-                    rows = torch.arange(len(T))
-                    trainer.replay(
-                        losses(rows),
-                        history.path,
-                        n_rows=len(rows),
-                        weights=share.to(s.device, torch.float32),
-                        batch_size=self._batch_size(len(rows)),
-                        generator=generator,
-                    )
+                    model, trainer = self._prepare_mean(generator)
+                    everything = torch.arange(len(T))
+                    rows = self._mean_rows(model, targets, share, everything, generator)
+                    trainer.replay(rows, history.path)
                     self._keep(model)
         if s.separate_spread:
             self._fit_spread(targets, share, train, held_out, generator, go_on)
@@ -160,26 +154,21 @@ class Fit:
 
     def _run_pass(self, T: Floats, weights: Floats) -> None:
         generator = self._generator()
+        self.interrupted = self.improving = False
         if not hasattr(self, "mean"):
             self._start(T, weights, generator)
         targets = self._targets(T)
         share = torch.from_numpy(weights / weights.mean())
         rows = torch.arange(len(T))
         with self._randomness(generator):
-            model, trainer, losses = self._prepare_mean(targets, share, generator)
-            if "mean" in self.optimizer_states:
-                trainer.optimizer.load_state_dict(self.optimizer_states["mean"])
-            order = torch.randperm(len(T), generator=generator)
-            device_share = share.to(self.settings.device, torch.float32)
-            loss = trainer.epoch(
-                lambda r: losses(rows)(r, len(self.losses)),
-                order,
-                device_share,
-                self._batch_size(len(T)),
-            )
+            model, trainer = self._prepare_mean(generator)
+            if self.optimizer_state is not None:
+                trainer.optimizer.load_state_dict(self.optimizer_state)
+            batch = self._mean_rows(model, targets, share, rows, generator)
+            loss = trainer.epoch(batch, len(self.losses))
             if not math.isfinite(loss):
                 raise ValueError(_diverged(f"the loss of this pass was {loss}"))
-            self.optimizer_states["mean"] = trainer.optimizer.state_dict()
+            self.optimizer_state = trainer.state()
             self._keep(model)
         self.losses.append(loss)
         if self.settings.separate_spread:
@@ -313,15 +302,16 @@ class Fit:
 
     # ---------------------------------------------------------------- the mean
 
-    def _prepare_mean(
-        self, targets: Tensor, share: Tensor, generator: torch.Generator
-    ) -> tuple[VAE, Trainer, Callable[[Tensor], Callable[[Tensor, int], Tensor]]]:
-        """A float32 copy to train, its trainer, and the loss of rows given a subset of them."""
+    def _prepare_mean(self, generator: torch.Generator) -> tuple[VAE, Trainer]:
+        """A float32 copy of the model to train, and its trainer."""
         s = self.settings
         model = copy.deepcopy(self.mean).to(s.device, torch.float32)
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
         with torch.no_grad():
             # a component without loadings is a saddle: encoder and decoder both see no gradient
-            weight = model.decoder.weight  # (d, k)
+            weight = model.decoder.weight  # (n_columns, n_components)
             dead = weight.square().sum(0) == 0
             noise = torch.randn(weight.shape, generator=generator).to(s.device)
             weight += torch.where(dead, 0.01 * noise, 0.0)
@@ -329,20 +319,39 @@ class Fit:
             p for name, p in model.named_parameters() if "network" in name and p.dim() > 1
         )
         trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, s.alpha, penalised)
-        data = targets.to(s.device, torch.float32)
+        return model, trainer
 
-        def losses(subset: Tensor) -> Callable[[Tensor, int], Tensor]:
-            rows = data[subset]
+    def _mean_rows(
+        self,
+        model: VAE,
+        targets: Tensor,
+        share: Tensor,
+        subset: Tensor,
+        generator: torch.Generator,
+    ) -> Rows:
+        """A subset of the rows, and the negative ELBO as their loss."""
+        s = self.settings
+        data = targets[subset].to(s.device, torch.float32)
+        weights = share[subset]
 
-            def row_losses(index: Tensor, epoch: int) -> Tensor:
-                noise = torch.randn(len(index), s.n_components, generator=generator)
-                warm = min(1.0, (epoch + 1) / (s.kl_warmup + 1))
-                loss: Tensor = model(rows[index], noise.to(s.device), warm * s.beta)
-                return loss
+        def gather(order: Tensor) -> tuple[Tensor, Tensor]:
+            noise = torch.randn(len(order), s.n_components, generator=generator)
+            return data[order], noise.to(s.device)
 
-            return row_losses
+        def losses(epoch: int, batch: Tensor, noise: Tensor) -> Tensor:
+            warm = min(1.0, (epoch + 1) / (s.kl_warmup + 1))
+            loss: Tensor = model(batch, noise, warm * s.beta)
+            return loss
 
-        return model, trainer, losses
+        alike = bool((weights == weights[0]).all())
+        return Rows(
+            len(subset),
+            gather,
+            losses,
+            None if alike else weights.to(s.device, torch.float32),
+            self._batch_size(len(subset)),
+            generator,
+        )
 
     def _train_mean(
         self,
@@ -354,13 +363,12 @@ class Fit:
         on_epoch: OnEpoch,
     ) -> History:
         s = self.settings
-        model, trainer, losses = self._prepare_mean(targets, share, generator)
-        weights = share.to(s.device, torch.float32)
+        model, trainer = self._prepare_mean(generator)
         evaluate = None
         if len(held_out):
-            evaluate = self._judge(
-                model, targets[held_out].to(s.device, torch.float32), weights[held_out], generator
-            )
+            others = targets[held_out].to(s.device, torch.float32)
+            weights = share[held_out].to(s.device, torch.float32)
+            evaluate = self._judge(model, others, weights, generator)
 
         def after(history: History) -> bool:
             score = history.scores[-1] if evaluate is not None else None
@@ -368,16 +376,11 @@ class Fit:
 
         try:
             history = trainer.fit(
-                losses(train),
+                self._mean_rows(model, targets, share, train, generator),
                 evaluate,
-                n_rows=len(train),
-                weights=weights[train],
-                batch_size=self._batch_size(len(train)),
                 max_iter=s.max_iter,
                 tol=s.tol,
                 n_iter_no_change=s.n_iter_no_change,
-                n_decays=1,
-                generator=generator,
                 on_epoch=after,
             )
         except FloatingPointError as error:
@@ -517,21 +520,22 @@ class Fit:
         self.excess = excess
         judge()
         trained = nn.ModuleList([spread.network, likelihood])
-        batch_size = self._batch_size(len(rows))
         for _ in range(n_rounds):
             mode, factor = _posteriors(model, rows)
             trainer = Trainer(trained, s.learning_rate_init, s.max_grad_norm)
 
-            def losses(
-                index: Tensor, epoch: int, mode: Tensor = mode, factor: Tensor = factor
-            ) -> Tensor:
-                noise = torch.randn(len(index), k, 1, generator=generator)
-                z = mode[index] + (factor[index] @ noise)[..., 0]
+            def gather(
+                order: Tensor, mode: Tensor = mode, factor: Tensor = factor
+            ) -> tuple[Tensor, ...]:
+                noise = torch.randn(len(order), k, 1, generator=generator)
+                z = mode[order] + (factor[order] @ noise)[..., 0]
                 with torch.no_grad():
-                    mean = decoder(z)
+                    return rows[order], z, decoder(z)
+
+            def losses(epoch: int, batch: Tensor, z: Tensor, mean: Tensor) -> Tensor:
                 raw = torch.cat([mean, spread.log_var(z)], -1)
                 once_more = 0.5 * excess * (-likelihood.log_var(raw)).exp()
-                return (once_more - likelihood.log_prob(raw, rows[index])).sum(-1)
+                return (once_more - likelihood.log_prob(raw, batch)).sum(-1)
 
             evaluate = None
             if len(others):
@@ -547,17 +551,13 @@ class Fit:
                         cells = likelihood.log_prob(raw, others).sum(-1).mean(0)
                         return float((other_weights * cells).sum() / other_weights.sum())
 
+            batch_size = self._batch_size(len(rows))
             trainer.fit(
-                losses,
+                Rows(len(rows), gather, losses, weights * len(rows), batch_size, generator),
                 evaluate,
-                n_rows=len(rows),
-                weights=weights * len(rows),
-                batch_size=batch_size,
                 max_iter=epochs,
                 tol=s.tol,
                 n_iter_no_change=max(1, s.n_iter_no_change // 2),
-                n_decays=1,
-                generator=generator,
             )
             judge()
         model = model.to(F64)

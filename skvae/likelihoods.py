@@ -126,8 +126,8 @@ class Gaussian(nn.Module):
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
         log_var = self.log_var(raw)
-        error = targets - self.mean(raw)
-        return -0.5 * (LOG_2PI + log_var + error.square() * (-log_var).exp())
+        error = (targets - self.mean(raw)) * (-0.5 * log_var).exp()
+        return torch.addcmul(-0.5 * (LOG_2PI + log_var), error, error, value=-0.5)
 
     def fisher(self, raw: Tensor) -> Tensor:
         precision = (-self.log_var(raw)).exp().expand(self.mean(raw).shape)

@@ -119,14 +119,12 @@ class WithLinear(nn.Module):
         self.gate = nn.Parameter(weight.new_zeros(())) if gate else None
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(x.clamp(-self.reach, self.reach))  # (n, n_out)
+        near = x if math.isinf(self.reach) else x.clamp(-self.reach, self.reach)
+        out: Tensor = self.network(near)  # (n, n_out)
         if self.gate is not None:
             out = self.gate * out
-        n_linear = len(self.weight)
-        if n_linear == len(self.bias):
-            return torch.addmm(self.bias, x, self.weight.T) + out
-        linear = nn.functional.pad(x @ self.weight.T, (0, len(self.bias) - n_linear))
-        return linear + self.bias + out
+        weight = nn.functional.pad(self.weight, (0, 0, 0, len(self.bias) - len(self.weight)))
+        return torch.addmm(out + self.bias, x, weight.T)
 
 
 class Spread(nn.Module):

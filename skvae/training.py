@@ -1,4 +1,4 @@
-"""The loop: batches, warm-up, clipping, early stopping, best weights.
+"""The loop: batches, clipping, early stopping, best weights.
 
 Nothing in this file knows what a variational autoencoder is: it trains any module through a
 function that gives a loss per row.
@@ -7,17 +7,18 @@ function that gives a loss per row.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# how often a fit may go back to its best weights after a non-finite loss
-MAX_RECOVERIES = 5
+MAX_RECOVERIES = 5  # times that one fit may go back to its best weights after a non-finite loss
+DECAY = 5.0  # the learning rate is divided by this, where progress ends or the loss does
 
 
 @dataclass
 class History:
-    """What happened, one entry an epoch; ``n_iter`` is the number of epochs."""
+    """What happened, one entry an epoch."""
 
     losses: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -30,7 +31,35 @@ class History:
 
     @property
     def n_iter(self) -> int:
+        """Epochs run."""
         return len(self.losses)
+
+
+@dataclass
+class Rows:
+    """The rows to train on, and how to turn them into losses.
+
+    Parameters
+    ----------
+    n_rows : int
+    gather : callable
+        ``gather(order)``: the tensors that an epoch needs, rows in this order. Called once an
+        epoch; batches are slices of what it returns.
+    losses : callable
+        ``losses(epoch, *slices)``: the loss of each row of a batch.
+    weights : Tensor of shape (n_rows,) or None
+        Factor on each row's loss, 1 on average. None: all alike.
+    batch_size : int
+    generator : Generator
+        Draws the order.
+    """
+
+    n_rows: int
+    gather: Callable[[Tensor], tuple[Tensor, ...]]
+    losses: Callable[..., Tensor]
+    weights: Tensor | None
+    batch_size: int
+    generator: torch.Generator
 
 
 class Trainer:
@@ -39,14 +68,14 @@ class Trainer:
     Parameters
     ----------
     module : Module
-        Its parameters that require a gradient are moved into one buffer, of which they become
-        views: a step, a reset or a copy of all of them is then one operation.
+        Its parameters that require a gradient become views of one buffer: a step, a reset or a
+        copy of all of them is then one operation.
     learning_rate : float
     max_grad_norm : float
         Gradients longer than this are scaled down to it.
     alpha : float
-        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` per row on ``penalised``.
-    penalised : list of parameters
+        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``.
+    penalised : tuple of parameters
     """
 
     def __init__(
@@ -60,14 +89,13 @@ class Trainer:
         self.module, self.max_grad_norm = module, max_grad_norm
         parameters = [p for p in module.parameters() if p.requires_grad]
         self.flat = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self.flat.grad = torch.zeros_like(self.flat)
+        self.grad = self.flat.grad = torch.zeros_like(self.flat)
         self.decay = torch.zeros_like(self.flat) if alpha else None
-        offset = 0
-        chosen = {id(p) for p in penalised}
+        offset, chosen = 0, {id(p) for p in penalised}
         for p in parameters:
             part = slice(offset, offset + p.numel())
             p.data = self.flat[part].view_as(p)
-            p.grad = self.flat.grad[part].view_as(p)
+            p.grad = self.grad[part].view_as(p)
             if self.decay is not None and id(p) in chosen:
                 self.decay[part] = alpha
             offset += p.numel()
@@ -75,142 +103,130 @@ class Trainer:
 
     def reset(self, learning_rate: float) -> None:
         """Start Adam afresh."""
+        self.learning_rate = learning_rate
         self.optimizer = torch.optim.Adam([self.flat], lr=learning_rate, fused=True)
 
-    @property
-    def learning_rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+    def state(self) -> dict[str, Any]:
+        """Adam's moments, to go on with in another trainer of the same module."""
+        state: dict[str, Any] = self.optimizer.state_dict()
+        return state
 
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.optimizer.param_groups[0]["lr"] = value
-
-    def epoch(
-        self,
-        row_losses: Callable[[Tensor], Tensor],
-        order: Tensor,
-        weights: Tensor,
-        batch_size: int,
-    ) -> float:
-        """One pass over the rows in ``order``; the mean loss per unit of weight."""
+    def epoch(self, rows: Rows, epoch: int = 0) -> float:
+        """One pass over the rows in random order; the mean loss."""
+        order = torch.randperm(rows.n_rows, generator=rows.generator).to(self.flat.device)
+        data = rows.gather(order)
+        weights = None if rows.weights is None else rows.weights[order]
+        # sizes differ by one at most: the last batch is never a crumb
+        n_batches = math.ceil(rows.n_rows / rows.batch_size)
+        cuts = [rows.n_rows * i // n_batches for i in range(n_batches + 1)]
         self.module.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.flat.device)
-        grad = self.flat.grad
-        assert grad is not None
-        # the last batch is never a crumb: rows are spread over the batches evenly
-        for rows in order.tensor_split(max(1, math.ceil(len(order) / batch_size))):
-            grad.zero_()
-            loss = (row_losses(rows) * weights[rows]).mean()
+        totals = []
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            self.grad.zero_()
+            losses = rows.losses(epoch, *(tensor[start:stop] for tensor in data))
+            if weights is not None:
+                losses = losses * weights[start:stop]
+            loss = losses.mean()
             loss.backward()  # type: ignore[no-untyped-call]
             if self.decay is not None:
-                grad.addcmul_(self.decay, self.flat)
+                self.grad.addcmul_(self.decay, self.flat)
             if self.max_grad_norm < math.inf:
-                grad.mul_((self.max_grad_norm / (grad.norm() + 1e-12)).clamp_max(1.0))
+                self.grad.mul_((self.max_grad_norm / self.grad.norm()).clamp_max(1.0))
             self.optimizer.step()
-            total += loss.detach() * len(rows)
-        return float(total / weights[order].sum())
+            totals.append(loss.detach() * (stop - start))
+        self.module.eval()
+        return float(torch.stack(totals).sum(dtype=torch.float64)) / rows.n_rows
 
-    def replay(
-        self,
-        row_losses: Callable[[Tensor, int], Tensor],
-        path: list[float],
-        *,
-        n_rows: int,
-        weights: Tensor,
-        batch_size: int,
-        generator: torch.Generator,
-    ) -> None:
+    def replay(self, rows: Rows, path: list[float]) -> None:
         """Train for ``len(path)`` epochs at these learning rates, as an earlier fit did."""
         for epoch, learning_rate in enumerate(path):
             if learning_rate != self.learning_rate:
                 self.reset(learning_rate)
-            order = torch.randperm(n_rows, generator=generator)
-            self.epoch(lambda r, e=epoch: row_losses(r, e), order, weights, batch_size)  # type: ignore[misc]
-        self.module.eval()
+            self.epoch(rows, epoch)
 
     def fit(
         self,
-        row_losses: Callable[[Tensor, int], Tensor],
+        rows: Rows,
         evaluate: Callable[[], float] | None,
         *,
-        n_rows: int,
-        weights: Tensor,
-        batch_size: int,
         max_iter: int,
         tol: float,
         n_iter_no_change: int,
-        n_decays: int,
-        generator: torch.Generator,
-        on_epoch: Callable[[History], bool] = lambda history: False,
+        n_decays: int = 1,
+        on_epoch: Callable[[History], bool] | None = None,
     ) -> History:
         """Train until the score stops rising; leave the best weights in the module.
 
         Parameters
         ----------
-        row_losses : callable
-            ``row_losses(rows, epoch)``: the loss of each row of a batch.
+        rows : Rows
         evaluate : callable or None
             Score to raise, evaluated before the first epoch and after each. None: the negative
-            training loss, with the last weights kept.
+            training loss, and the last weights are kept.
+        max_iter : int
+            Most epochs.
         tol : float
             Smallest rise that counts.
         n_iter_no_change : int
-            Epochs without a rise after which the learning rate drops to a fifth, going back to
-            the best weights; after ``n_decays`` drops, training stops.
+            Epochs without a rise after which training goes back to the best weights with a
+            smaller learning rate; after ``n_decays`` times it stops.
+        n_decays : int
+        on_epoch : callable or None
+            Called with the history after each epoch; True stops the training.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss stays non-finite however small the learning rate.
         """
         history = History()
-        best = self.flat.clone()
+        best, path = self.flat.clone(), []  # type: ignore[var-annotated]
         if evaluate is not None:
-            self.module.eval()
             history.best_score = evaluate()
-        waited = drops = recoveries = 0
-        path: list[float] = []
         reference = history.best_score
+        waited = decays = recoveries = 0
+
+        def go_back() -> None:
+            self.flat.copy_(best)
+            path[:] = history.path
+
         try:
             while history.n_iter < max_iter:
-                order = torch.randperm(n_rows, generator=generator)
-                epoch = history.n_iter
-                loss = self.epoch(lambda r, e=epoch: row_losses(r, e), order, weights, batch_size)  # type: ignore[misc]
-                self.module.eval()
-                score = evaluate() if evaluate is not None and math.isfinite(loss) else -loss
-                if not (math.isfinite(score) and math.isfinite(loss)):
+                loss = self.epoch(rows, history.n_iter)
+                path.append(self.learning_rate)
+                finite = math.isfinite(loss)
+                score = evaluate() if evaluate is not None and finite else -loss
+                history.losses.append(loss)
+                history.scores.append(score)
+                if not (finite and math.isfinite(score)):
                     recoveries += 1
                     if recoveries > MAX_RECOVERIES:
                         raise FloatingPointError(
                             f"the loss was not finite {recoveries} times, the last time in epoch "
-                            f"{epoch + 1} at a learning rate of {self.learning_rate:.1e}"
+                            f"{history.n_iter} at a learning rate of {self.learning_rate:.1e}"
                         )
-                    self.flat.copy_(best)
-                    path = list(history.path)
-                    self.reset(self.learning_rate / 5)
-                    history.losses.append(math.nan)
-                    history.scores.append(math.nan)
-                    continue
-                path.append(self.learning_rate)
-                history.losses.append(loss)
-                history.scores.append(score)
-                if score > history.best_score:
+                    go_back()
+                    self.reset(self.learning_rate / DECAY)
+                elif score > history.best_score:
                     history.best_score, history.best_iter = score, history.n_iter
                     history.path = list(path)
                     best.copy_(self.flat)
+                waited += 1
                 if score > reference + tol:
                     reference, waited = score, 0
-                else:
-                    waited += 1
-                if on_epoch(history):
+                if on_epoch is not None and on_epoch(history):
                     break
                 if waited >= n_iter_no_change:
-                    if drops == n_decays:
+                    if decays == n_decays:
                         history.converged = True
                         break
-                    drops, waited = drops + 1, 0
+                    decays, waited = decays + 1, 0
                     if evaluate is not None:
-                        self.flat.copy_(best)
-                        path = list(history.path)
-                    self.reset(self.learning_rate / 5)
+                        go_back()
+                    self.reset(self.learning_rate / DECAY)
         except KeyboardInterrupt:
             history.interrupted = True
-        if evaluate is not None:
+        if evaluate is not None or history.interrupted:
             self.flat.copy_(best)
         self.module.eval()
         return history
