@@ -1,0 +1,170 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from skvae.networks import (
+    ACTIVATIONS,
+    Dropout,
+    Spread,
+    WithLinear,
+    linear_layer,
+    mlp,
+    silence,
+)
+
+F64 = torch.float64
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed), dtype=F64)
+
+
+def net(n_in=3, n_out=2, sizes=(8,), activation="relu", dropout=0.0, seed=0):
+    return mlp(n_in, n_out, sizes, activation, dropout, generator(seed)).to(F64)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp_is_layers_and_activations_in_turn(activation):
+    network = net(sizes=(8, 5), activation=activation)
+    x = randn(7, 3)
+    layers = [m for m in network if isinstance(m, nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in layers] == [(8, 3), (5, 8), (2, 5)]
+    function = getattr(torch.nn.functional, activation)
+    out = x
+    for layer in layers[:-1]:
+        out = function(out @ layer.weight.T + layer.bias)
+    out = out @ layers[-1].weight.T + layers[-1].bias
+    torch.testing.assert_close(network(x), out, rtol=1e-12, atol=1e-12)
+
+
+def test_no_hidden_layer_is_an_affine_map():
+    network, x = net(sizes=()), randn(5, 3)
+    zero = network(torch.zeros(1, 3, dtype=F64))
+    torch.testing.assert_close(network(2 * x) - zero, 2 * (network(x) - zero))
+
+
+def test_weights_come_from_the_generator_alone():
+    before = torch.random.get_rng_state()
+    first, second, other = (net(seed=seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name in first:
+        assert torch.equal(first[name], second[name])
+        assert not torch.equal(first[name], other[name])
+
+
+def test_weights_have_torchs_own_distribution():
+    layer = linear_layer(25, 400, generator())
+    assert float(layer.weight.detach().abs().max()) == pytest.approx(0.2, rel=1e-3)
+    # uniform in (-a, a) has variance a^2 / 3; the standard error of that mean square is known
+    square = 25 * layer.weight.detach().double().square()
+    standard_error = math.sqrt((1 / 5 - 1 / 9) / square.numel())
+    assert abs(float(square.mean()) - 1 / 3) < 4 * standard_error
+
+
+def test_silence_keeps_the_hidden_layers():
+    loud, network = net(), silence(net())
+    assert torch.equal(network(randn(5, 3)), torch.zeros(5, 2, dtype=F64))
+    assert torch.equal(network[0].weight, loud[0].weight)
+
+
+@pytest.mark.parametrize("n_linear", [2, 4])
+@pytest.mark.parametrize("gate", [False, True])
+def test_with_linear_starts_as_its_linear_path(n_linear, gate):
+    weight, bias = randn(n_linear, 3, seed=1), randn(4, seed=2)
+    # behind a gate the network may speak from the start: nobody hears it
+    network = net(3, 4) if gate else silence(net(3, 4))
+    module = WithLinear(weight, bias, network, gate=gate)
+    x = 10 * randn(6, 3, seed=3)
+    expected = bias.expand(6, -1).clone()
+    expected[:, :n_linear] += x @ weight.T
+    torch.testing.assert_close(module(x), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_with_linear_adds_its_network():
+    weight, bias, network, x = randn(2, 3, seed=1), randn(2, seed=2), net(), randn(6, 3, seed=3)
+    expected = x @ weight.T + bias + network(x)
+    torch.testing.assert_close(WithLinear(weight, bias, network)(x), expected)
+    gated = WithLinear(weight, bias, network, gate=True)
+    with torch.no_grad():
+        gated.gate.fill_(-0.5)
+    torch.testing.assert_close(gated(x), x @ weight.T + bias - 0.5 * network(x))
+
+
+def test_with_linear_copies_what_it_is_given():
+    weight, bias = randn(2, 3), randn(2)
+    module = WithLinear(weight, bias, net())
+    with torch.no_grad():
+        module.weight.zero_()
+        module.bias.zero_()
+    assert weight.all()
+    assert bias.all()
+
+
+def test_a_silent_network_still_learns():
+    module = WithLinear(randn(2, 3), randn(2), silence(net()))
+    module(randn(6, 3)).square().sum().backward()
+    assert module.network[-1].weight.grad.any()
+    gated = WithLinear(randn(2, 3), randn(2), net(), gate=True)
+    gated(randn(6, 3)).square().sum().backward()
+    assert float(gated.gate.grad) != 0
+
+
+def test_beyond_reach_the_linear_path_alone_goes_on():
+    weight, bias = randn(2, 3, seed=1), randn(2, seed=2)
+    module = WithLinear(weight, bias, net(), reach=2.0)
+    free = WithLinear(weight, bias, module.network)
+    inside = 2 * torch.rand(5, 3, generator=generator(), dtype=F64)
+    assert torch.equal(module(inside), free(inside))
+    edge = torch.tensor([[2.0, -2.0, 2.0]], dtype=F64)
+    step = torch.tensor([[3.0, -1e6, 0.0]], dtype=F64)
+    torch.testing.assert_close(module(edge + step) - module(edge), step @ weight.T)
+    assert not torch.allclose(free(edge + step) - free(edge), step @ weight.T)
+
+
+def test_dropout_keeps_the_mean_and_is_off_without_a_generator():
+    x = torch.ones(100, 200, dtype=F64)
+    layer = Dropout(0.3)
+    assert torch.equal(layer(x), x)
+    layer.generator = generator()
+    before = torch.random.get_rng_state()
+    out = layer(x)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert set(out.unique().tolist()) == {0.0, 1 / 0.7}
+    kept = float((out > 0).double().mean())
+    assert abs(kept - 0.7) < 4 * math.sqrt(0.3 * 0.7 / x.numel())
+    layer.generator = generator()
+    assert torch.equal(layer(x), out)
+    layer.eval()
+    assert torch.equal(layer(x), x)
+
+
+def test_dropout_follows_every_hidden_layer():
+    network = net(sizes=(8, 5), dropout=0.2)
+    assert [m.p for m in network if isinstance(m, Dropout)] == [0.2, 0.2]
+    assert not [m for m in net(sizes=(8, 5)) if isinstance(m, Dropout)]
+
+
+def test_spread_puts_means_and_log_variances_side_by_side():
+    decoder, network = net(2, 3, seed=0), net(2, 3, seed=1)
+    spread = Spread(decoder, network, reach=3.0)
+    z = 3 * torch.rand(6, 2, generator=generator(), dtype=F64)
+    torch.testing.assert_close(spread(z), torch.cat([decoder(z), network(z)], 1))
+
+
+def test_spread_grows_beyond_reach():
+    spread = Spread(net(2, 3), net(2, 3, seed=1), reach=3.0)
+    distance = torch.tensor([0.0, 1e-6, 1.0, 10.0, 1e6], dtype=F64)
+    z = torch.stack([3 + distance, -3 - distance], 1)
+    growth = spread.log_var(z) - spread.log_var(z[:1])
+    assert (growth[1:] > growth[:-1]).all()
+    assert (growth[1] < 1e-9).all()  # and begins without a step
+    # no mean that goes on linearly leaves such a spread behind: sigma grows as the square
+    torch.testing.assert_close(
+        growth[4], (4 * torch.log(distance[4]) + 2 * math.log(2)).expand(3), rtol=1e-6, atol=0.0
+    )

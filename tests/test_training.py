@@ -1,0 +1,373 @@
+"""The loop on a quadratic: no autoencoder in sight."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from skvae.training import DECAY, MAX_RECOVERIES, Rows, Trainer
+
+TARGETS = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+WEIGHTS = torch.rand(40, generator=torch.Generator().manual_seed(1)) + 0.5
+
+
+class Toy(nn.Module):
+    """Two parameters that learn, and one that does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.point = nn.Parameter(torch.tensor([3.0, -2.0, 5.0]))
+        self.matrix = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        self.fixed = nn.Parameter(torch.tensor([7.0]), requires_grad=False)
+
+
+def distance(toy, targets):
+    """Half the squared distance of each row: its optimum is the mean."""
+    return 0.5 * (targets - toy.point).square().sum(1) + 0.5 * toy.matrix.square().sum()
+
+
+def rows_of(trainer, losses=None, gather=None, weights=None, batch_size=8, seed=0):
+    return Rows(
+        len(TARGETS),
+        gather or (lambda order: (TARGETS[order],)),
+        losses or (lambda epoch, targets: distance(trainer.module, targets)),
+        weights,
+        batch_size,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def fit(trainer, evaluate=None, rows=None, **options):
+    defaults = {"max_iter": 20, "tol": 0.0, "n_iter_no_change": 1_000}
+    return trainer.fit(rows or rows_of(trainer), evaluate, **defaults | options)
+
+
+class Script:
+    """An evaluation that returns these scores in turn, and notes the weights it saw."""
+
+    def __init__(self, trainer, scores):
+        self.trainer, self.scores, self.seen = trainer, list(scores), []
+
+    def __call__(self):
+        self.seen.append(self.trainer.flat.clone())
+        score = self.scores[len(self.seen) - 1]
+        if isinstance(score, BaseException):
+            raise score
+        return score
+
+
+# ---------------------------------------------------------------- the flat tensor
+
+
+def test_parameters_are_views_of_one_tensor():
+    toy = Toy()
+    trainer = Trainer(toy, 0.1)
+    assert trainer.flat.tolist() == [3.0, -2.0, 5.0, 1.0, 2.0, 3.0, 4.0]
+    trainer.flat.copy_(torch.arange(7.0))
+    assert toy.point.tolist() == [0.0, 1.0, 2.0]
+    assert toy.matrix.tolist() == [[3.0, 4.0], [5.0, 6.0]]
+    with torch.no_grad():
+        toy.matrix[1, 1] = -1.0
+    assert float(trainer.flat[6]) == -1.0
+
+
+def test_gradients_land_in_the_flat_tensor():
+    toy = Toy()
+    trainer = Trainer(toy, 0.1)
+    (toy.point.sum() + 2 * toy.matrix.sum()).backward()
+    assert trainer.flat.grad.tolist() == [1.0] * 3 + [2.0] * 4
+
+
+def test_what_asks_for_no_gradient_is_left_alone():
+    toy = Toy()
+    fit(Trainer(toy, 0.1))
+    assert toy.fixed.tolist() == [7.0]
+    assert toy.fixed.grad is None
+
+
+# ---------------------------------------------------------------- one epoch
+
+
+def test_an_epoch_sees_each_row_once_in_even_batches_and_random_order():
+    trainer, batches, orders = Trainer(Toy(), 0.1), [], []
+
+    def gather(order):
+        orders.append(order)
+        return order, TARGETS[order]
+
+    def losses(epoch, index, targets):
+        assert torch.equal(TARGETS[index], targets)
+        batches.append(index)
+        return distance(trainer.module, targets)
+
+    rows = rows_of(trainer, losses, gather, batch_size=13)
+    trainer.epoch(rows)
+    assert [len(index) for index in batches] == [10] * 4
+    assert torch.equal(torch.cat(batches), orders[0])
+    trainer.epoch(rows)
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(40))
+    assert not torch.equal(*orders)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 39, 40, 1_000])
+def test_batches_differ_by_one_row_at_most(batch_size):
+    trainer, sizes = Trainer(Toy(), 0.1), []
+
+    def losses(epoch, targets):
+        sizes.append(len(targets))
+        return distance(trainer.module, targets)
+
+    trainer.epoch(rows_of(trainer, losses, batch_size=batch_size))
+    assert sum(sizes) == 40
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("batch_size", [40, 13])
+def test_the_loss_of_an_epoch_is_the_mean_over_rows_and_their_weights(batch_size):
+    trainer = Trainer(Toy(), 1e-12)
+    expected = distance(trainer.module, TARGETS).detach()
+    alike = trainer.epoch(rows_of(trainer, batch_size=batch_size))
+    assert alike == pytest.approx(float(expected.mean()), rel=1e-5)
+    weighted = trainer.epoch(rows_of(trainer, weights=WEIGHTS, batch_size=batch_size))
+    assert weighted == pytest.approx(float((WEIGHTS * expected).mean()), rel=1e-5)
+
+
+def test_long_gradients_are_clipped_and_short_ones_kept():
+    def gradient(max_grad_norm):
+        trainer = Trainer(Toy(), 1e-12, max_grad_norm=max_grad_norm)
+        trainer.epoch(rows_of(trainer, batch_size=40))
+        return trainer.flat.grad
+
+    free = gradient(math.inf)
+    torch.testing.assert_close(gradient(0.5), free * 0.5 / free.norm())
+    assert torch.equal(gradient(2 * float(free.norm())), free)
+
+
+def test_clipping_a_gradient_of_zero():
+    trainer = Trainer(Toy(), 0.1, max_grad_norm=1.0)
+    start = trainer.flat.clone()
+    trainer.epoch(rows_of(trainer, lambda epoch, t: 0.0 * distance(trainer.module, t)))
+    assert torch.equal(trainer.flat, start)
+
+
+def test_alpha_pulls_the_penalised_parameters_alone():
+    toy = Toy()
+    trainer = Trainer(toy, 1e-12, alpha=0.25, penalised=(toy.matrix,))
+    trainer.epoch(rows_of(trainer, lambda epoch, t: 0.0 * distance(toy, t), batch_size=40))
+    torch.testing.assert_close(toy.matrix.grad, 0.25 * toy.matrix.detach())
+    assert toy.point.grad.tolist() == [0.0] * 3
+
+
+def test_training_mode_within_an_epoch_alone():
+    trainer, modes = Trainer(Toy(), 0.1), []
+    trainer.module.eval()
+
+    def losses(epoch, targets):
+        modes.append(trainer.module.training)
+        return distance(trainer.module, targets)
+
+    trainer.epoch(rows_of(trainer, losses))
+    assert modes == [True] * 5
+    assert not trainer.module.training
+
+
+# ---------------------------------------------------------------- the fit
+
+
+def test_it_reaches_the_optimum():
+    toy = Toy()
+    trainer = Trainer(toy, 0.1)
+    history = fit(trainer, rows=rows_of(trainer, weights=WEIGHTS, batch_size=40), max_iter=600)
+    assert history.n_iter == 600
+    mean = (WEIGHTS[:, None] * TARGETS).sum(0) / WEIGHTS.sum()
+    torch.testing.assert_close(toy.point.detach(), mean, rtol=0, atol=1e-4)
+    assert toy.matrix.abs().max() < 1e-4
+    assert history.losses[-1] < history.losses[0]
+
+
+def test_best_weights_are_restored():
+    trainer = Trainer(Toy(), 0.1)
+    script = Script(trainer, [0.0, 1.0, 5.0, 2.0, 4.0])
+    history = fit(trainer, script, max_iter=4)
+    assert torch.equal(trainer.flat, script.seen[2])
+    assert not torch.equal(script.seen[2], script.seen[4])
+    assert (history.best_score, history.best_iter) == (5.0, 2)
+    assert history.scores == [1.0, 5.0, 2.0, 4.0]
+    assert history.path == [0.1, 0.1]
+    assert not trainer.module.training
+
+
+def test_the_start_is_among_the_candidates():
+    trainer = Trainer(Toy(), 0.1)
+    start = trainer.flat.clone()
+    history = fit(trainer, Script(trainer, [0.0, -1.0, -2.0, -0.5]), max_iter=3)
+    assert torch.equal(trainer.flat, start)
+    assert (history.best_score, history.best_iter, history.path) == (0.0, 0, [])
+
+
+def test_without_evaluation_the_last_weights_stay():
+    trainer = Trainer(Toy(), 0.1)
+    after = []
+    history = fit(trainer, max_iter=3, on_epoch=lambda history: after.append(trainer.flat.clone()))
+    assert torch.equal(trainer.flat, after[-1])
+    assert history.scores == [-loss for loss in history.losses]
+    assert len(after) == 3
+
+
+def test_patience_and_the_drop_of_the_learning_rate():
+    trainer = Trainer(Toy(), 0.1)
+    rates = []
+    script = Script(trainer, [0.0, 1.0] + [0.5] * 20)
+    history = fit(
+        trainer,
+        script,
+        n_iter_no_change=3,
+        on_epoch=lambda history: rates.append(trainer.learning_rate),
+    )
+    assert rates == pytest.approx([0.1] * 4 + [0.1 / DECAY] * 3)
+    assert history.converged
+    assert history.n_iter == 7
+    # after the drop it goes on from the best weights, not from the last
+    assert torch.equal(trainer.flat, script.seen[1])
+    assert (script.seen[5] - script.seen[1]).norm() < (script.seen[4] - script.seen[1]).norm()
+
+
+def test_a_rise_below_tol_is_kept_and_does_not_count():
+    trainer = Trainer(Toy(), 0.1)
+    script = Script(trainer, [0.0] + [0.01 * i for i in range(1, 20)])
+    history = fit(trainer, script, tol=0.5, n_iter_no_change=2, n_decays=0)
+    assert history.n_iter == 2
+    assert (history.best_score, history.best_iter) == (0.02, 2)
+
+
+def test_on_epoch_stops():
+    history = fit(Trainer(Toy(), 0.1), on_epoch=lambda history: history.n_iter == 4)
+    assert history.n_iter == 4
+    assert not history.converged
+
+
+# ---------------------------------------------------------------- when things go wrong
+
+
+def test_a_loss_that_is_not_finite_goes_back_and_lowers_the_step():
+    trainer = Trainer(Toy(), 0.1)
+    script = Script(trainer, [0.0, 1.0, 0.5, 2.0, 3.0])
+
+    starts = []
+
+    def losses(epoch, targets):
+        if len(starts) == epoch:
+            starts.append(trainer.flat.clone())
+        loss = distance(trainer.module, targets)
+        return loss * math.nan if epoch == 2 else loss
+
+    history = fit(trainer, script, rows_of(trainer, losses), max_iter=5)
+    assert [math.isnan(loss) for loss in history.losses] == [False, False, True, False, False]
+    assert [math.isnan(score) for score in history.scores] == [False, False, True, False, False]
+    assert torch.equal(starts[3], script.seen[1])  # the best before the failure
+    lower = 0.1 / DECAY
+    assert history.path == pytest.approx([0.1, lower, lower])
+    assert trainer.learning_rate == pytest.approx(lower)
+    assert history.best_score == 3.0
+    assert trainer.flat.isfinite().all()
+
+
+def test_a_score_that_is_not_finite_is_no_score():
+    trainer = Trainer(Toy(), 0.1)
+    script = Script(trainer, [0.0, math.inf, math.nan, 1.0])
+    history = fit(trainer, script, max_iter=3)
+    assert (history.best_score, history.best_iter) == (1.0, 3)
+
+
+def test_it_gives_up_on_a_loss_that_is_never_finite():
+    trainer = Trainer(Toy(), 0.1)
+    rows = rows_of(trainer, lambda epoch, t: math.inf * distance(trainer.module, t))
+    with pytest.raises(FloatingPointError) as error:
+        fit(trainer, Script(trainer, [0.0]), rows)
+    assert f"{MAX_RECOVERIES + 1} times" in str(error.value)
+    assert f"epoch {MAX_RECOVERIES + 1} " in str(error.value)
+    assert f"{0.1 / DECAY**MAX_RECOVERIES:.1e}" in str(error.value)
+
+
+def test_an_interruption_keeps_the_best_weights():
+    trainer = Trainer(Toy(), 0.1)
+    script = Script(trainer, [0.0, 1.0, 0.5, KeyboardInterrupt()])
+    history = fit(trainer, script)
+    assert history.interrupted
+    assert history.scores == [1.0, 0.5]
+    assert torch.equal(trainer.flat, script.seen[1])
+
+
+def test_an_interruption_within_an_epoch_keeps_the_best_weights():
+    trainer, steps = Trainer(Toy(), 0.1), []
+
+    def losses(epoch, targets):
+        steps.append(epoch)
+        if len(steps) == 13:  # the third of the five steps of the third epoch
+            raise KeyboardInterrupt
+        return distance(trainer.module, targets)
+
+    script = Script(trainer, [0.0, 1.0, 2.0])
+    history = fit(trainer, script, rows_of(trainer, losses))
+    assert history.interrupted
+    assert torch.equal(trainer.flat, script.seen[2])
+    assert not trainer.module.training
+
+
+# ---------------------------------------------------------------- replay
+
+
+def noisy(trainer, seed):
+    """Rows whose losses draw from the generator, as a variational autoencoder's do."""
+    rows = rows_of(trainer, weights=WEIGHTS, seed=seed)
+
+    def gather(order):
+        return TARGETS[order], torch.randn(len(order), 3, generator=rows.generator)
+
+    def losses(epoch, targets, noise):
+        return (1 + epoch) * distance(trainer.module, targets + 0.3 * noise)
+
+    rows.gather, rows.losses = gather, losses
+    return rows
+
+
+@pytest.mark.parametrize("best", [1, 6, 8])
+def test_replay_repeats_a_fit_to_the_bit(best):
+    first, second = Trainer(Toy(), 0.1), Trainer(Toy(), 0.1)
+    # nothing after the best epoch may matter
+    script = Script(first, [float(i if i <= best else -1) for i in range(9)])
+    history = fit(first, script, noisy(first, 5), max_iter=8)
+    assert history.best_iter == best
+    second.replay(noisy(second, 5), history.path)
+    assert torch.equal(first.flat, second.flat)
+    assert not second.module.training
+    third = Trainer(Toy(), 0.1)
+    third.replay(noisy(third, 6), history.path)
+    assert not torch.equal(first.flat, third.flat)
+
+
+def test_replay_follows_the_learning_rates():
+    trainer, rates = Trainer(Toy(), 0.1), []
+
+    def losses(epoch, targets):
+        rates.append((epoch, trainer.learning_rate))
+        return distance(trainer.module, targets)
+
+    trainer.replay(rows_of(trainer, losses, batch_size=40), [0.1, 0.1, 0.02])
+    assert rates == [(0, 0.1), (1, 0.1), (2, 0.02)]
+
+
+def test_adam_goes_on_in_another_trainer():
+    one, two = Trainer(Toy(), 0.1), Trainer(Toy(), 0.1)
+    rows = rows_of(one, batch_size=40)
+    one.epoch(rows)
+    one.epoch(rows)
+    two.epoch(rows_of(two, batch_size=40))
+    three = Trainer(two.module, 0.1)
+    three.optimizer.load_state_dict(two.state())
+    three.epoch(rows_of(three, batch_size=40))
+    # batches of all rows: only the order of summation differs
+    torch.testing.assert_close(three.flat, one.flat)

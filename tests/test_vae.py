@@ -1,0 +1,318 @@
+"""The bound, the posterior and the density, against models whose answers are known."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm, qmc
+
+from skvae import VAETransformer
+from skvae.likelihoods import Bernoulli, Gaussian
+from skvae.networks import WithLinear, mlp, silence
+from skvae.priors import StandardNormal
+from skvae.vae import VAE
+
+F64 = torch.float64
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def network(n_in, n_out, seed=0, loud=True):
+    net = mlp(n_in, n_out, (8,), "tanh", 0.0, torch.Generator().manual_seed(seed)).to(F64)
+    return net if loud else silence(net)
+
+
+def gaussian(log_var):
+    return Gaussian(np.zeros(len(log_var)), np.ones(len(log_var)), log_var)
+
+
+def linear_model(d=5, k=2):
+    """x = W z + b + e with W' Psi^-1 W diagonal; and W, b, Psi."""
+    noise = 0.1 + torch.rand(d, generator=torch.Generator().manual_seed(1), dtype=F64)
+    # columns of Q are orthonormal: W' Psi^-1 W = diag(4, 1, ...)
+    Q = torch.linalg.qr(randn(d, k)).Q
+    information = torch.tensor([4.0, 1.0, 0.3][:k], dtype=F64)
+    W = noise.sqrt()[:, None] * Q * information.sqrt()
+    bias = randn(d, seed=2)
+    encoder = (W / noise[:, None]).T / (1 + information)[:, None]
+    encoder_bias = torch.cat([-encoder @ bias, -(1 + information).log()])
+    vae = VAE(
+        WithLinear(encoder, encoder_bias, network(d, 2 * k, loud=False)),
+        WithLinear(W, bias, network(k, d, loud=False)),
+        gaussian(noise.log()),
+        StandardNormal(k),
+    )
+    return vae, W, bias, noise
+
+
+def curved_model(d=2, seed=0, sigma=0.3):
+    """One component, a decoder that is anything but linear, an encoder that knows nothing."""
+    return VAE(
+        WithLinear(torch.zeros(1, d, dtype=F64), torch.zeros(2, dtype=F64), network(d, 2, seed)),
+        WithLinear(randn(d, 1, seed=seed), randn(d, seed=seed), network(1, d, seed + 1)),
+        gaussian(torch.full((d,), 2 * math.log(sigma), dtype=F64)),
+        StandardNormal(1),
+    )
+
+
+def exact_log_prob(vae, targets, n_nodes=40_001, width=9.0):
+    """Trapezoidal rule over the one latent."""
+    z = torch.linspace(-width, width, n_nodes, dtype=F64)[:, None]
+    with torch.no_grad():
+        raw = vae.decoder(z)[:, None]
+        joint = vae.likelihood.log_prob(raw, targets).sum(-1) + vae.prior.log_prob(z)[:, None]
+    return joint.logsumexp(0) + math.log(float(z[1, 0] - z[0, 0]))
+
+
+def sobol_normal(m, k, seed):
+    """Scrambled Sobol points carried to a standard normal."""
+    uniform = qmc.Sobol(k, scramble=True, seed=np.random.default_rng(seed)).random(m)
+    return torch.from_numpy(norm.ppf(uniform.clip(1e-10, 1 - 1e-10)))
+
+
+# ---------------------------------------------------------------- where the model is linear
+
+
+def test_the_elbo_of_a_linear_model_is_its_log_likelihood():
+    vae, W, bias, noise = linear_model()
+    targets = 2 * randn(6, 5, seed=3)
+    exact = torch.distributions.MultivariateNormal(bias, W @ W.T + noise.diag()).log_prob(targets)
+    # the loss is quadratic in the noise: its expectation is exact over these four points
+    points = math.sqrt(2) * torch.cat([torch.eye(2, dtype=F64), -torch.eye(2, dtype=F64)])
+    with torch.no_grad():
+        losses = torch.stack([vae(targets, point.expand(6, -1)) for point in points])
+    torch.testing.assert_close(-losses.mean(0), exact, rtol=0.0, atol=1e-10)
+
+
+def test_importance_weights_of_a_linear_model_are_constant():
+    vae, W, bias, noise = linear_model()
+    targets = 2 * randn(6, 5, seed=3)
+    exact = torch.distributions.MultivariateNormal(bias, W @ W.T + noise.diag()).log_prob(targets)
+    with torch.no_grad():
+        log_weights = vae.log_weights(targets, randn(10, 2, seed=4))
+    torch.testing.assert_close(log_weights, exact.expand(10, -1), rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder", ["exact", "wrong"])
+def test_laplace_is_the_posterior_of_a_linear_model(encoder):
+    vae, W, bias, noise = linear_model(k=3)
+    if encoder == "wrong":  # nor is its posterior diagonal any longer
+        with torch.no_grad():
+            vae.encoder.weight.copy_(randn(3, 5, seed=8))
+            vae.decoder.weight.add_(0.3 * randn(5, 3, seed=7))
+        W = vae.decoder.weight.detach()
+    targets = 2 * randn(6, 5, seed=3)
+    WtP = (W / noise[:, None]).T
+    covariance = torch.linalg.inv(torch.eye(3, dtype=F64) + WtP @ W)
+    mode, factor = vae.laplace(targets)
+    torch.testing.assert_close(mode, (targets - bias) @ (covariance @ WtP).T, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        factor @ factor.mT, covariance.expand(6, -1, -1), rtol=0.0, atol=1e-6
+    )
+    assert torch.equal(factor, factor.triu())
+
+
+def test_posterior_of_a_linear_model():
+    vae, W, bias, noise = linear_model()
+    targets = randn(6, 5, seed=3)
+    WtP = (W / noise[:, None]).T
+    covariance = torch.linalg.inv(torch.eye(2, dtype=F64) + WtP @ W)
+    with torch.no_grad():
+        mean, log_var = vae.posterior(targets)
+    torch.testing.assert_close(mean, (targets - bias) @ (covariance @ WtP).T)
+    torch.testing.assert_close(log_var.exp(), covariance.diagonal().expand(6, -1))
+
+
+# ---------------------------------------------------------------- the bound and the density
+
+
+def test_forward_is_the_elbo_of_one_draw():
+    vae, targets, noise = curved_model(), randn(5, 2, seed=3), randn(5, 1, seed=4)
+    with torch.no_grad():
+        got = vae(targets, noise)
+        mean, log_var = vae.posterior(targets)
+        q = torch.distributions.Normal(mean, (0.5 * log_var).exp())
+        z = q.mean + q.stddev * noise
+        kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
+        p = torch.distributions.Normal(vae.decoder(z), 0.3)
+        expected = kl - p.log_prob(targets).sum(1)
+    torch.testing.assert_close(got, expected)
+
+
+def test_beta_enters_linearly_and_weighs_the_kl():
+    vae, targets, noise = curved_model(), randn(5, 2, seed=3), randn(5, 1, seed=4)
+    with torch.no_grad():
+        zero, one, four = (vae(targets, noise, beta) for beta in (0.0, 1.0, 4.0))
+        kl = vae.prior.kl(*vae.posterior(targets)).sum(1)
+    torch.testing.assert_close(one - zero, kl)
+    torch.testing.assert_close(four - zero, 4 * kl)
+    assert (kl > 0).all()
+
+
+def test_the_elbo_is_below_the_density():
+    vae, targets = curved_model(), randn(5, 2, seed=3)
+    points = sobol_normal(1024, 1, 0)
+    with torch.no_grad():
+        elbo = -torch.stack([vae(targets, point.expand(5, -1)) for point in points]).mean(0)
+    assert (elbo < exact_log_prob(vae, targets)).all()
+
+
+def integrated_weights(vae, targets):
+    """log p(x) as the integral of the importance weights over the proposal, by quadrature."""
+    points = torch.linspace(-40, 40, 20_001, dtype=F64)[:, None]
+    with torch.no_grad():
+        log_weights = vae.log_weights(targets, points)
+    normal = torch.from_numpy(norm.logpdf(points.numpy()))
+    return (log_weights + normal).logsumexp(0) + math.log(float(points[1, 0] - points[0, 0]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_importance_weights_integrate_to_the_density(seed):
+    vae = curved_model(seed=seed)
+    targets = vae.decoder(randn(12, 1, seed=5)).detach() + 0.3 * randn(12, 2, seed=6)
+    torch.testing.assert_close(
+        integrated_weights(vae, targets), exact_log_prob(vae, targets), rtol=0.0, atol=1e-7
+    )
+
+
+def test_importance_weights_integrate_to_the_probability_for_cross_entropy():
+    vae = VAE(
+        network(3, 2),
+        WithLinear(2 * randn(3, 1), randn(3, seed=1), network(1, 3, seed=2)),
+        Bernoulli(np.array([0.3, 0.5, 0.8])),
+        StandardNormal(1),
+    ).to(F64)
+    targets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=F64)] * 3)
+    exact = exact_log_prob(vae, targets)
+    assert float(exact.exp().sum()) == pytest.approx(1.0, abs=1e-9)
+    torch.testing.assert_close(integrated_weights(vae, targets), exact, rtol=0.0, atol=1e-7)
+
+
+def test_log_prob_is_the_log_of_the_mean_weight():
+    vae, targets, points = curved_model(), randn(5, 2, seed=3), randn(16, 1, seed=4)
+    with torch.no_grad():
+        log_weights = vae.log_weights(targets, points)
+        log_prob = vae.log_prob(targets, points)
+    assert log_weights.shape == (16, 5)
+    torch.testing.assert_close(log_prob, log_weights.exp().mean(0).log())
+    assert (log_weights.mean(0) < log_prob).all()  # mean log w <= log mean w
+
+
+def test_the_bound_holds_over_scramblings():
+    """With few points it is visibly below the exact value; with many it comes up to it."""
+    vae = curved_model(seed=1, sigma=0.15)
+    targets = vae.decoder(randn(30, 1, seed=5)).detach() + 0.3 * randn(30, 2, seed=6)
+    exact = float(exact_log_prob(vae, targets).mean())
+    gaps = []
+    for m in (2, 64):
+        with torch.no_grad():
+            estimates = np.array(
+                [
+                    float(vae.log_prob(targets, sobol_normal(m, 1, seed)).mean())
+                    for seed in range(16)
+                ]
+            )
+        standard_error = estimates.std(ddof=1) / 4
+        assert estimates.mean() <= exact + 4 * standard_error
+        gaps.append(exact - estimates.mean())
+    assert gaps[1] < gaps[0]
+
+
+def test_laplace_never_goes_downhill():
+    vae, targets = curved_model(seed=2, sigma=0.05), 3 * randn(20, 2, seed=3)
+    with torch.no_grad():
+        before = vae.log_joint(vae.posterior(targets)[0], targets)
+        for n_steps in (0, 1, 2, 8):
+            after = vae.log_joint(vae.laplace(targets, n_steps=n_steps)[0], targets)
+            assert (after >= before).all()
+            before = after
+
+
+def test_laplace_goes_on_from_a_given_start():
+    vae, targets = curved_model(), randn(5, 2, seed=3)
+    twice, _ = vae.laplace(targets, n_steps=2)
+    once, _ = vae.laplace(targets, n_steps=1)
+    torch.testing.assert_close(vae.laplace(targets, once, 1)[0], twice, rtol=1e-9, atol=1e-9)
+
+
+def test_an_encoder_that_says_wild_things_stays_finite():
+    vae = curved_model()
+    with torch.no_grad():
+        vae.encoder.bias.copy_(torch.tensor([0.0, 1e6], dtype=F64))
+    for sign in (1, -1):
+        vae.encoder.bias.data.mul_(sign)
+        loss = vae(randn(4, 2), randn(4, 1))
+        assert loss.isfinite().all()
+
+
+def test_log_joint_takes_any_leading_axes():
+    vae, targets = curved_model(), randn(5, 2, seed=3)
+    z = randn(3, 5, 1, seed=4)
+    with torch.no_grad():
+        together = vae.log_joint(z, targets)
+        alone = torch.stack([vae.log_joint(one, targets) for one in z])
+    torch.testing.assert_close(together, alone)
+
+
+# ---------------------------------------------------------------- the fitted model
+
+
+def curved_rows(n=300, seed=0):
+    random = np.random.default_rng(seed)
+    t = random.normal(size=n)
+    X = np.column_stack([t, t**2]) + 0.1 * random.normal(size=(n, 2))
+    return X * [3.0, 200.0] + [-5.0, 1e4]
+
+
+@pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("noise", ["homoscedastic", "isotropic"])
+def test_a_fitted_component_agrees_with_quadrature(noise):
+    vae = VAETransformer(1, noise=noise, hidden_layer_sizes=(16,), max_iter=40, random_state=0)
+    vae.set_params(learning_rate_init=0.01).fit(curved_rows())
+    X = curved_rows(50, seed=1)
+    likelihood = vae.module_.likelihood
+    targets = torch.from_numpy(likelihood.standardize(X))
+    exact = exact_log_prob(vae.module_, targets).numpy() - np.log(likelihood.scale).sum()
+    np.testing.assert_allclose(vae.score_samples(X), exact, rtol=0, atol=1e-3)
+
+
+RANDOM = np.random.default_rng(0)
+ROWS = RANDOM.normal(size=(60, 2)) @ RANDOM.normal(size=(2, 4)) + 0.3 * RANDOM.normal(size=(60, 4))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"noise": "auto"},
+        {"noise": "heteroscedastic"},
+        {"noise": "homoscedastic"},
+        {"noise": "isotropic"},
+        {"noise": 0.5},
+        {"likelihood": "bernoulli"},
+        {"init": "random"},
+    ],
+    ids=str,
+)
+def test_gradients_reach_every_parameter(parameters):
+    X = (ROWS > 0).astype(float) if "likelihood" in parameters else ROWS
+    vae = VAETransformer(
+        2, hidden_layer_sizes=(8, 6), activation="tanh", max_iter=0, random_state=0, **parameters
+    ).fit(X)
+    module = copy.deepcopy(vae.module_)
+    targets = torch.from_numpy(module.likelihood.standardize(X))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    # silent last layers block the layers below them until the first step
+    for _ in range(2):
+        optimizer.zero_grad()
+        module(targets, randn(60, 2)).mean().backward()
+        gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad}
+        optimizer.step()
+    assert {"encoder.weight", "encoder.bias"} <= set(gradients)
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().max() > 1e-12, name
