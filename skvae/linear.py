@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
+
+DENSE = 256  # columns up to which all eigenvectors are found at once
 
 
 @dataclass
@@ -49,8 +52,9 @@ class LinearModel:
 
     def reconstruction_error(self, S: Tensor) -> float:
         """Mean over the columns of E (x - W E[z | x])^2 under covariance ``S``."""
-        R = torch.eye(len(S), dtype=S.dtype) - self.loadings @ self.encoder
-        return float(((R @ S) * R).sum() / len(S))
+        SE, WW = S @ self.encoder.T, self.loadings.T @ self.loadings  # (d, k), (k, k)
+        cross = (SE * self.loadings).sum()
+        return float((S.diagonal().sum() - 2 * cross + (WW * (self.encoder @ SE)).sum()) / len(S))
 
 
 def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
@@ -61,10 +65,24 @@ def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
     return LinearModel(W * torch.where(largest < 0, -1.0, 1.0), noise)
 
 
-def _leading(S: Tensor, scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """All eigenvalues of ``diag(scale) S diag(scale)``, falling, and the k leading eigenvectors."""
-    values, vectors = torch.linalg.eigh(S * scale[:, None] * scale)
-    return values.flip(0).clamp_min(0.0), vectors.flip(1)[:, :k]
+def _leading(S: Tensor, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading part of the spectrum of ``diag(scale) S diag(scale)``.
+
+    Returns the k largest eigenvalues, falling, their eigenvectors, and the others' sum.
+    """
+    A = S * scale[:, None] * scale
+    if len(A) <= DENSE or k > len(A) // 8:
+        values, vectors = torch.linalg.eigh(A)
+        values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
+    else:
+        operator = LinearOperator(
+            A.shape, lambda v: (A @ torch.from_numpy(v.ravel())).numpy(), dtype=np.float64
+        )
+        start = np.random.RandomState(0).standard_normal(len(A))  # ARPACK's own would be unseeded
+        found = eigsh(operator, k, v0=start)
+        values, vectors = (torch.from_numpy(part[..., ::-1].copy()) for part in found)
+    values = values.clamp_min(0.0)
+    return values, vectors, (A.diagonal().sum() - values.sum()).clamp_min(0.0)
 
 
 def factor_analysis(S: Tensor, n_components: int, floor: float) -> Tensor:
@@ -80,9 +98,9 @@ def factor_analysis(S: Tensor, n_components: int, floor: float) -> Tensor:
     def loss(log_noise: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         log_noise_t = torch.from_numpy(log_noise.copy())
         scale = (-0.5 * log_noise_t).exp()
-        values, vectors = _leading(S, scale, k)
-        top = values[:k].clamp_min(1.0)
-        value = log_noise_t.sum() + (top.log() + values[:k] / top).sum() + values[k:].sum()
+        values, vectors, rest = _leading(S, scale, k)
+        top = values.clamp_min(1.0)
+        value = log_noise_t.sum() + (top.log() + values / top).sum() + rest
         communality = (vectors.square() * (top - 1)).sum(1) * log_noise_t.exp()
         gradient = 1 - (variance - communality) / log_noise_t.exp()
         return 0.5 * float(value), 0.5 * gradient.numpy()
@@ -92,7 +110,7 @@ def factor_analysis(S: Tensor, n_components: int, floor: float) -> Tensor:
     inverse = torch.linalg.inv(S + 1e-3 * torch.eye(d, dtype=S.dtype)).diagonal()
     start = ((1 - k / (2 * d)) / inverse).clamp(math.exp(low), 1.0).log()
     # an evaluation costs d^3: wide tables get a start that is good rather than converged
-    budget = int(min(2000, max(15, 2e9 / d**3)))
+    budget = int(min(2000, max(10, 2e9 / d**3)))
     result = minimize(
         loss,
         start.numpy(),
@@ -115,11 +133,10 @@ def weighted_pca(S: Tensor, n_components: int, precision: Tensor, floor: float) 
     """
     d, k = len(S), min(n_components, len(S))
     scale = (0.5 * (precision.log() - precision.log().mean())).exp()
-    values, vectors = _leading(S, scale, k)
-    rest = float(values[k:].mean()) if k < d else 0.0
+    values, vectors, rest = _leading(S, scale, k)
     # the floor holds in every column: noise_j = common / scale_j^2 >= floor^2
-    common = max(rest, floor**2 * float(scale.square().max()))
-    W = vectors * (values[:k] - common).clamp_min(0.0).sqrt() / scale[:, None]
+    common = max(float(rest) / max(d - k, 1), floor**2 * float(scale.square().max()))
+    W = vectors * (values - common).clamp_min(0.0).sqrt() / scale[:, None]
     W = torch.nn.functional.pad(W, (0, n_components - k))
     return rotated(W, common / scale.square())
 
@@ -133,7 +150,7 @@ def refit(
     covariance within their span has a closed form; given the loadings, EM moves the noise. With
     ``learn=False`` the noise stays, and the first of the two is the answer.
     """
-    # W = 0 spans nothing and stays so
+    # a component without loadings spans nothing, and stays so
     live = model.loadings.square().sum(0) > 0
     W, noise = model.loadings[:, live], model.noise
     eye = torch.eye(W.shape[1], dtype=W.dtype)
@@ -141,18 +158,19 @@ def refit(
         # in units of the noise: covariance I outside the span, Q C Q' inside
         root = noise.sqrt()[:, None]
         Q = torch.linalg.qr(W / root).Q
-        values, vectors = torch.linalg.eigh(Q.T @ (S / root / root.T) @ Q)
+        values, vectors = torch.linalg.eigh(Q.T @ ((S @ (Q / root)) / root))
         W = root * (Q @ vectors) * (values - 1).clamp_min(1e-12).sqrt()
-        if learn:
-            B = torch.linalg.solve(eye + (W / noise[:, None]).T @ W, (W / noise[:, None]).T)
-            SB = S @ B.T  # (d, k)
-            zz = eye - B @ W + B @ SB
-            new = S.diagonal() - 2 * (SB * W).sum(1) + ((W @ zz) * W).sum(1)
-            new = new.clamp_min(floor**2)
-            done = bool(((new.log() - noise.log()).abs() < 1e-6).all())
-            noise = new
-            if done:
-                break
+        if not learn:
+            break
+        weighted = (W / noise[:, None]).T
+        B = torch.linalg.solve(eye + weighted @ W, weighted)  # E[z | x] = B x
+        SB = S @ B.T  # (d, k)
+        zz = eye - B @ W + B @ SB  # E[z z']
+        previous = noise
+        noise = S.diagonal() - 2 * (SB * W).sum(1) + ((W @ zz) * W).sum(1)
+        noise = noise.clamp_min(floor**2)
+        if ((noise / previous).log().abs() < 1e-5).all():
+            break
     loadings = torch.zeros_like(model.loadings)
     loadings[:, : W.shape[1]] = W
     return rotated(loadings, noise)
