@@ -4,10 +4,41 @@
 are T already; this file is where tables with types will become T, and be restored from it.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+
+def text_column(X: Any) -> str:
+    """How an error message begins that is about the first column of a table with text in it."""
+    for name in getattr(X, "columns", ()):
+        try:
+            np.asarray(X[name], dtype=np.float64)
+        except ValueError:
+            return f"Column {name!r}: "
+    return ""
+
+
+def check_finite(X: NDArray[Any], names: list[str]) -> None:
+    """Refuse NaN and infinities, naming the column and the row.
+
+    Raises
+    ------
+    ValueError
+    """
+    wrong = ~np.isfinite(X)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        value = X[row, column]
+        if np.isnan(value):
+            what = "NaN"
+            remedy = "Fill missing values first, for example with SimpleImputer, or drop such rows."
+        else:
+            what, remedy = f"{value}", "Replace infinities or drop such rows."
+        raise ValueError(f"Column {names[column]} of X holds {what} (row {row}). {remedy}")
 
 
 def check_support(T: Floats, low: float, high: float, family: str, names: list[str]) -> None:

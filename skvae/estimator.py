@@ -55,12 +55,6 @@ ARCHITECTURE = (
     "noise_floor",
     "family",
 )
-# what scikit-learn's message leaves open: how to proceed
-REMEDIES = {
-    "could not convert string": "Encode text first, for example with OneHotEncoder or "
-    "OrdinalEncoder, or leave those columns out.",
-    "Complex data": "Pass real and imaginary parts as columns: np.hstack([X.real, X.imag]).",
-}
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
 
@@ -430,23 +424,37 @@ class VAETransformer(
         return T, weights
 
     def _validated(self, X: Any, reset: bool) -> NDArray[Any]:
+        """X as a matrix of finite numbers, float32 or float64."""
+        dtypes = [np.float64, np.float32]
         try:
+            # whether all are finite is checked below, where columns have names
             array: NDArray[Any] = validate_data(
-                self, X, reset=reset, dtype=[np.float64, np.float32]
+                self, X, reset=reset, dtype=dtypes, ensure_all_finite=False
             )
         except ValueError as error:
-            for symptom, remedy in REMEDIES.items():
-                if symptom in str(error):
-                    raise ValueError(f"{str(error).strip()}. {remedy}") from error
+            what = str(error).splitlines()[0]
+            # scikit-learn's messages leave open which column, and how to proceed
+            if "could not convert string" in what:
+                raise ValueError(
+                    f"{columns.text_column(X)}{what}. Encode text first, for example with "
+                    "OneHotEncoder or OrdinalEncoder, or leave such columns out."
+                ) from error
+            if "Complex data" in what:
+                raise ValueError(
+                    f"{what}. Pass both parts as columns: np.hstack([X.real, X.imag])."
+                ) from error
             raise
+        columns.check_finite(array, self._column_names())
         return array
+
+    def _column_names(self) -> list[str]:
+        return [repr(n) for n in getattr(self, "feature_names_in_", range(self.n_features_in_))]
 
     def _encode(self, X: NDArray[Any]) -> columns.Floats:
         """X -> T, refused where it leaves the family's support."""
         T = np.asarray(X, dtype=np.float64)
-        names = getattr(self, "feature_names_in_", range(T.shape[1]))
         low, high = FAMILIES[self._family].support
-        columns.check_support(T, low, high, self._family, [repr(name) for name in names])
+        columns.check_support(T, low, high, self._family, self._column_names())
         return T
 
     def _fresh(self, settings: Settings) -> Fit:
