@@ -137,7 +137,7 @@ class VAETransformer(
     learning_rate_init : float, default=1e-3
         Adam's first learning rate. Where held-out rows stop improving it falls to a fifth once.
     batch_size : int or "auto", default="auto"
-        Rows per step. "auto": about a twelfth of the distinct training rows, between 16 and 256.
+        Rows per step. "auto": 128, and 256 from 5,000 rows on.
     max_iter : int, default=500
         Most epochs. 0 leaves the linear start.
     tol : float, default=1e-3
@@ -186,7 +186,7 @@ class VAETransformer(
         The power that was used.
     noise_variance_ : ndarray of shape (n_features_in_,)
         Spread of each column given z, as a variance in original units, averaged over the training
-        rows. Only where the likelihood is Gaussian.
+        rows; infinite where no float is that large. Only where the likelihood is Gaussian.
     kl_per_component_ : ndarray of shape (n_components,)
         Mean of KL(q(z_i | x) || p(z_i)) over the training rows: nats that a component carries.
     n_active_components_ : int

@@ -218,7 +218,11 @@ def test_weights_of_the_wrong_kind_are_refused():
         quick().fit(X, sample_weight=["heavy"] * 150)
 
 
-@pytest.mark.parametrize("library", ["pandas", "polars"])
+# scikit-learn 1.7 does not read the names of today's polars
+NAMED = ["pandas", "polars"] if hasattr(VAETransformer, "set_callbacks") else ["pandas"]
+
+
+@pytest.mark.parametrize("library", NAMED)
 def test_tables_are_refused_by_name_and_names_survive(library):
     frames = pytest.importorskip(library)
     table = {name: X[:, j] for j, name in enumerate(["a", "b", "c", "d"])}
@@ -360,9 +364,8 @@ def test_transform_is_the_posterior_mean_and_never_a_draw(vae):
 
 
 @pytest.mark.parametrize("max_iter", [0, 200])
-def test_the_training_rows_posterior_is_the_prior_on_average(max_iter):
-    # E[mean^2] + E[var] = 1 at the exact linear posterior under the model's own covariance
-    estimator = quick(max_iter=max_iter, noise="homoscedastic", precision_power=1.0, tol=1e9).fit(X)
+def test_kl_per_component_is_the_mean_over_the_training_rows(max_iter):
+    estimator = quick(max_iter=max_iter, init="random").fit(X)
     mean, std = estimator.posterior(X)
     expected = 0.5 * (mean**2 + std**2 - 1 - 2 * np.log(std)).mean(0)
     np.testing.assert_allclose(estimator.kl_per_component_, expected, rtol=1e-12)
@@ -503,20 +506,16 @@ def test_verbose_prints_what_the_histories_say(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_partial_fit():
-    estimator = quick(init="random", learning_rate_init=1e-2)
-    for _ in range(30):
-        for part in np.array_split(X[np.random.RandomState(0).permutation(150)], 3):
+def test_partial_fit_learns_and_keeps_the_first_batch_statistics():
+    parts = np.array_split(X[np.random.RandomState(0).permutation(150)], 3)
+    estimator = quick(init="random", learning_rate_init=1e-2, noise="homoscedastic")
+    for _ in range(10):
+        for part in parts:
             estimator.partial_fit(part)
-    assert estimator.n_iter_ == 90
-    first, last = np.mean(estimator.loss_curve_[:3]), np.mean(estimator.loss_curve_[-3:])
-    assert last < first - 1
-    np.testing.assert_array_equal(
-        estimator.module_.likelihood.shift,
-        quick(init="random")
-        .partial_fit(X[np.random.RandomState(0).permutation(150)[:50]])
-        .module_.likelihood.shift,
-    )
+    assert estimator.n_iter_ == len(estimator.loss_curve_) == 30
+    assert np.mean(estimator.loss_curve_[-3:]) < np.mean(estimator.loss_curve_[:3]) - 1
+    np.testing.assert_allclose(estimator.module_.likelihood.shift, parts[0].mean(0), rtol=1e-14)
+    np.testing.assert_allclose(estimator.module_.likelihood.scale, parts[0].std(0), rtol=1e-13)
 
 
 def test_partial_fit_repeats_no_warning_of_the_fit_before():
