@@ -6,6 +6,7 @@ Puts the leaves together; knows T and numbers, and nothing of scikit-learn.
 import contextlib
 import copy
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ F64 = torch.float64
 POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this much over PCA's
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
+DOUBT = 1.0  # standard errors by which training must beat the linear start, held out
+FOLDS, FOLD_ROWS = 5, 1_000  # parts held out in turn, where there are no more rows than these
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
 SPREAD_EPOCHS = 60
@@ -121,28 +124,14 @@ class Fit:
             self._start(T, weights, generator)
         targets = self._targets(T)
         share = torch.from_numpy(weights / weights.mean())
-        train = torch.randperm(len(T), generator=generator)
-        held_out = train[:0]
-        if s.early_stopping:
-            n_held_out = min(max(1, round(s.validation_fraction * len(T))), len(T) - 1)
-            held_out, train = train[:n_held_out], train[n_held_out:]
+        folds = self._folds(len(T), generator)
         self.losses, self.scores, self.best_score = [], [], None
         self.interrupted = self.improving = False
         if s.max_iter > 0:
-            start = copy.deepcopy(self.mean)
             with self._randomness(generator):
-                history = self._train_mean(targets, share, train, held_out, generator, on_epoch)
-                again = s.early_stopping and not go_on and len(T) <= REFIT_ROWS
-                if again and history.best_iter and not history.interrupted:
-                    # the same epochs once more, with the held-out rows among the rows
-                    self.mean = start
-                    model, trainer = self._prepare_mean(generator)
-                    everything = torch.arange(len(T))
-                    rows = self._mean_rows(model, targets, share, everything, generator)
-                    trainer.replay(rows, history.path)
-                    self._keep(model)
+                self._train_mean(targets, share, folds, generator, on_epoch, go_on)
         if s.separate_spread:
-            self._fit_spread(targets, share, train, held_out, generator, go_on)
+            self._fit_spread(targets, share, *folds[0], generator, go_on)
         else:
             self.module = self.mean
         self.generator_state = generator.get_state()
@@ -161,15 +150,15 @@ class Fit:
         share = torch.from_numpy(weights / weights.mean())
         rows = torch.arange(len(T))
         with self._randomness(generator):
-            model, trainer = self._prepare_mean(generator)
+            models, trainer = self._prepare_mean(1, generator)
             if self.optimizer_state is not None:
                 trainer.optimizer.load_state_dict(self.optimizer_state)
-            batch = self._mean_rows(model, targets, share, rows, generator)
+            batch = self._mean_rows(models, targets, share, [rows], generator)
             loss = trainer.epoch(batch, len(self.losses))
             if not math.isfinite(loss):
                 raise ValueError(_diverged(f"the loss of this pass was {loss}"))
             self.optimizer_state = trainer.state()
-            self._keep(model)
+            self._keep(models[0])
         self.losses.append(loss)
         if self.settings.separate_spread:
             self._fit_spread(targets, share, rows, rows[:0], generator, True, n_rounds=1, epochs=1)
@@ -182,8 +171,7 @@ class Fit:
     def _start(self, T: Floats, weights: Floats, generator: torch.Generator) -> None:
         """Statistics of the columns, the linear model, and networks that say nothing yet."""
         s = self.settings
-        n, d = T.shape
-        k = s.n_components
+        d, k = T.shape[1], s.n_components
         shift, scale = location_and_scale(T, weights)
         share = torch.from_numpy(weights / weights.sum())[:, None]
         if s.family == "bernoulli":
@@ -302,81 +290,114 @@ class Fit:
 
     # ---------------------------------------------------------------- the mean
 
-    def _prepare_mean(self, generator: torch.Generator) -> tuple[VAE, Trainer]:
-        """A float32 copy of the model to train, and its trainer."""
+    def _folds(self, n_rows: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        """Rows to train on and rows to hold out: one such pair, or several where rows are few."""
+        s = self.settings
+        order = torch.randperm(n_rows, generator=generator)
+        if not s.early_stopping:
+            return [(order, order[:0])]
+        size = min(max(1, round(s.validation_fraction * n_rows)), n_rows - 1)
+        n_folds = 1 if n_rows > FOLD_ROWS else min(FOLDS, n_rows // size)
+        return [
+            (torch.cat([order[: i * size], order[(i + 1) * size :]]), order[i * size :][:size])
+            for i in range(n_folds)
+        ]
+
+    def _prepare_mean(self, n_copies: int, generator: torch.Generator) -> tuple[Any, Trainer]:
+        """Float32 copies of the model to train side by side, and their common trainer."""
         s = self.settings
         model = copy.deepcopy(self.mean).to(s.device, torch.float32)
-        for module in model.modules():
-            if isinstance(module, Dropout):
-                module.generator = generator
         with torch.no_grad():
             # a component without loadings is a saddle: encoder and decoder both see no gradient
             weight = model.decoder.weight  # (n_columns, n_components)
             dead = weight.square().sum(0) == 0
             noise = torch.randn(weight.shape, generator=generator).to(s.device)
             weight += torch.where(dead, 0.01 * noise, 0.0)
+        models = nn.ModuleList(copy.deepcopy(model) for _ in range(n_copies))
+        for module in models.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
         penalised = tuple(
-            p for name, p in model.named_parameters() if "network" in name and p.dim() > 1
+            p for name, p in models.named_parameters() if "network" in name and p.dim() > 1
         )
-        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, s.alpha, penalised)
-        return model, trainer
+        norm = s.max_grad_norm * math.sqrt(n_copies)
+        return models, Trainer(models, s.learning_rate_init, norm, s.alpha, penalised)
 
     def _mean_rows(
         self,
-        model: VAE,
+        models: Any,
         targets: Tensor,
         share: Tensor,
-        subset: Tensor,
+        subsets: list[Tensor],
         generator: torch.Generator,
     ) -> Rows:
-        """A subset of the rows, and the negative ELBO as their loss."""
+        """Each model's rows, and the sum over the models of the negative ELBO as their loss."""
         s = self.settings
-        data = targets[subset].to(s.device, torch.float32)
-        weights = share[subset]
+        data = [targets[subset].to(s.device, torch.float32) for subset in subsets]
+        weights = torch.stack([share[subset] for subset in subsets], 1)  # (n_rows, n_models)
+        alike = bool((weights == weights[0, 0]).all())
+        weights = weights.to(s.device, torch.float32)
+        n_rows, n_models = weights.shape
 
-        def gather(order: Tensor) -> tuple[Tensor, Tensor]:
-            noise = torch.randn(len(order), s.n_components, generator=generator)
-            return data[order], noise.to(s.device)
+        def gather(order: Tensor) -> tuple[Tensor, ...]:
+            noise = torch.randn(n_rows, n_models, s.n_components, generator=generator)
+            return *(part[order] for part in data), weights[order], noise.to(s.device)
 
-        def losses(epoch: int, batch: Tensor, noise: Tensor) -> Tensor:
-            warm = min(1.0, (epoch + 1) / (s.kl_warmup + 1))
-            loss: Tensor = model(batch, noise, warm * s.beta)
-            return loss
+        def losses(epoch: int, *batch: Tensor) -> Tensor:
+            *parts, weights, noise = batch
+            beta = s.beta * min(1.0, (epoch + 1) / (s.kl_warmup + 1))
+            each = [
+                model(part, noise[:, i], beta)
+                for i, (model, part) in enumerate(zip(models, parts, strict=True))
+            ]
+            if not alike:
+                each = [loss * weights[:, i] for i, loss in enumerate(each)]
+            total: Tensor = sum(each[1:], each[0])
+            return total
 
-        alike = bool((weights == weights[0]).all())
-        return Rows(
-            len(subset),
-            gather,
-            losses,
-            None if alike else weights.to(s.device, torch.float32),
-            self._batch_size(len(subset)),
-            generator,
-        )
+        return Rows(n_rows, gather, losses, self._batch_size(n_rows), generator)
 
     def _train_mean(
         self,
         targets: Tensor,
         share: Tensor,
-        train: Tensor,
-        held_out: Tensor,
+        folds: list[tuple[Tensor, Tensor]],
         generator: torch.Generator,
         on_epoch: OnEpoch,
-    ) -> History:
+        go_on: bool,
+    ) -> None:
+        """Train the mean: for how long, the held-out rows say.
+
+        Where rows are few, a tenth of them says little: several parts are held out in turn, by
+        models that train side by side and stop at the same epoch. What is kept is then trained
+        anew on all rows, for as many epochs and at the same learning rates.
+        """
         s = self.settings
-        model, trainer = self._prepare_mean(generator)
+        n = len(targets)
+        models, trainer = self._prepare_mean(len(folds), generator)
         evaluate = None
-        if len(held_out):
-            others = targets[held_out].to(s.device, torch.float32)
-            weights = share[held_out].to(s.device, torch.float32)
-            evaluate = self._judge(model, others, weights, generator)
+        if s.early_stopping:
+            size = len(folds[0][1])
+            n_draws = min(16, max(1, 1024 // size))
+            held_out = [targets[other].to(s.device, torch.float32) for _, other in folds]
+            noise = torch.randn(len(folds), n_draws, size, s.n_components, generator=generator)
+            other_share = torch.cat([share[other] for _, other in folds])
+            other_share = (other_share / other_share.sum()).to(s.device, torch.float32)
+            judge = functools.partial(
+                self._judge, models, held_out, other_share, noise.to(s.device)
+            )
+            before = judge()
+
+            def evaluate() -> float:
+                return float(other_share @ judge())
 
         def after(history: History) -> bool:
             score = history.scores[-1] if evaluate is not None else None
-            return on_epoch(history.n_iter, history.losses[-1], score, model)
+            return on_epoch(history.n_iter, history.losses[-1] / len(folds), score, models[0])
 
         try:
             history = trainer.fit(
-                self._mean_rows(model, targets, share, train, generator),
+                self._mean_rows(models, targets, share, [rows for rows, _ in folds], generator),
                 evaluate,
                 max_iter=s.max_iter,
                 tol=s.tol,
@@ -385,15 +406,25 @@ class Fit:
             )
         except FloatingPointError as error:
             raise ValueError(_diverged(str(error))) from error
-        self.losses = history.losses
+        self.losses = [loss / len(folds) for loss in history.losses]
         self.interrupted = history.interrupted
         late = history.n_iter - history.best_iter < s.n_iter_no_change
         self.improving = history.n_iter == s.max_iter and not history.converged and late
         if evaluate is not None:
             self.scores, self.best_score = history.scores, history.best_score
-        if history.best_iter or evaluate is None:
-            self._keep(model)  # else the exact start stays
-        return history
+            if (
+                s.init == "linear"
+                and not go_on
+                and not _beyond_doubt(judge() - before, other_share)
+            ):
+                return  # the exact start stays
+            if history.best_iter == 0:
+                return
+            if n <= REFIT_ROWS and not history.interrupted:
+                models, trainer = self._prepare_mean(1, generator)
+                rows = self._mean_rows(models, targets, share, [torch.arange(n)], generator)
+                trainer.replay(rows, history.path)
+        self._keep(models[0])
 
     def _keep(self, model: VAE) -> None:
         """Take over trained weights, in float64 on the CPU."""
@@ -405,38 +436,46 @@ class Fit:
         self.mean.load_state_dict({n: v.to("cpu", F64) for n, v in model.state_dict().items()})
         self.mean.eval()
 
-    def _judge(
-        self, model: VAE, targets: Tensor, weights: Tensor, generator: torch.Generator
-    ) -> Callable[[], float]:
-        """The held-out ELBO with fixed noise, as a function of the model's present weights.
+    def _judge(self, models: Any, targets: list[Tensor], share: Tensor, noise: Tensor) -> Tensor:
+        """Held-out ELBO of each row of each fold, one fold after the other.
 
         Where one spread is common to all columns, the held-out rows get the one that suits them
         best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
         outweighing all that the mean learns.
+
+        Parameters
+        ----------
+        models : ModuleList
+            One model a fold.
+        targets : list of Tensors of shape (n, n_columns)
+            Its held-out rows.
+        share : Tensor of shape (n_folds * n,)
+            Their weights; sum to one.
+        noise : Tensor of shape (n_folds, n_draws, n, n_components)
+            Fixed noise.
         """
         s = self.settings
-        n, d = targets.shape
-        n_draws = min(16, max(1, 1024 // n))
-        noise = torch.randn(n_draws, n, s.n_components, generator=generator).to(s.device)
-        share = weights / weights.sum()
-        likelihood = model.likelihood
+        _, n_draws, n, k = noise.shape
         common = s.family == "gaussian" and s.noise in ("auto", "isotropic")
-
-        def evaluate() -> float:
-            with torch.no_grad():
-                mean, log_var = model.posterior(targets)
-                kl = s.beta * (share @ model.prior.kl(mean, log_var).sum(-1))
-                z = mean + (0.5 * log_var).exp() * noise
-                raw = model.decoder(z.reshape(-1, s.n_components)).reshape(n_draws, n, -1)
-                if not common:
-                    cells = likelihood.log_prob(raw, targets).sum(-1).mean(0)
-                    return float(share @ cells - kl)
-                base = likelihood.base
-                error = (targets - likelihood.mean(raw)).square() * (-base).exp()
-                ratio = (share @ error.mean(-1).mean(0)).clamp_min(1e-12)
-                return float(-0.5 * (d * (LOG_2PI + 1 + ratio.log()) + base.sum()) - kl)
-
-        return evaluate
+        kl, cells = [], []
+        with torch.no_grad():
+            for model, rows, fixed in zip(models, targets, noise, strict=True):
+                mean, log_var = model.posterior(rows)
+                kl.append(s.beta * model.prior.kl(mean, log_var).sum(-1))
+                z = mean + (0.5 * log_var).exp() * fixed
+                raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
+                if common:
+                    base = model.likelihood.base
+                    error = (rows - model.likelihood.mean(raw)).square() * (-base).exp()
+                    cells.append(error.mean(-1).mean(0))  # (n,)
+                else:
+                    cells.append(model.likelihood.log_prob(raw, rows).sum(-1).mean(0))
+            if not common:
+                return torch.cat(cells) - torch.cat(kl)
+            error = torch.cat(cells)
+            best = (share @ error).clamp_min(1e-12)
+            nats = base.mean() + LOG_2PI + best.log() + error / best
+            return -0.5 * rows.shape[1] * nats - torch.cat(kl)
 
     # ---------------------------------------------------------------- the spread
 
@@ -530,12 +569,14 @@ class Fit:
                 noise = torch.randn(len(order), k, 1, generator=generator)
                 z = mode[order] + (factor[order] @ noise)[..., 0]
                 with torch.no_grad():
-                    return rows[order], z, decoder(z)
+                    return rows[order], weights[order] * len(rows), z, decoder(z)
 
-            def losses(epoch: int, batch: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+            def losses(
+                epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor
+            ) -> Tensor:
                 raw = torch.cat([mean, spread.log_var(z)], -1)
                 once_more = 0.5 * excess * (-likelihood.log_var(raw)).exp()
-                return (once_more - likelihood.log_prob(raw, batch)).sum(-1)
+                return weight * (once_more - likelihood.log_prob(raw, batch)).sum(-1)
 
             evaluate = None
             if len(others):
@@ -553,7 +594,7 @@ class Fit:
 
             batch_size = self._batch_size(len(rows))
             trainer.fit(
-                Rows(len(rows), gather, losses, weights * len(rows), batch_size, generator),
+                Rows(len(rows), gather, losses, batch_size, generator),
                 evaluate,
                 max_iter=epochs,
                 tol=s.tol,
@@ -581,7 +622,7 @@ class Fit:
     def _threads(self, T: Floats) -> contextlib.AbstractContextManager[Any]:
         """One thread for small models; a setting of the calling thread alone."""
         sizes = [T.shape[1], *self._sizes("encoder"), *self._sizes("decoder"), T.shape[1]]
-        products = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        products = sum(a * b for a, b in itertools.pairwise(sizes))
         if products * min(self._batch_size(len(T)), len(T)) > SMALL_STEP:
             return contextlib.nullcontext()
         limit: contextlib.AbstractContextManager[Any] = _controller().limit(
@@ -606,7 +647,7 @@ class Fit:
     def _batch_size(self, n_rows: int) -> int:
         if self.settings.batch_size != "auto":
             return int(self.settings.batch_size)
-        return int(np.clip(2 ** round(math.log2(max(n_rows, 1) / 12)), 16, 256))
+        return 128 if n_rows < 5_000 else 256
 
 
 @functools.cache
@@ -624,6 +665,14 @@ def _posteriors(
             begin = None if start is None else start[rows]
             parts.append(model.laplace(targets[rows], begin, n_steps))
     return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])
+
+
+def _beyond_doubt(gains: Tensor, share: Tensor) -> bool:
+    """Whether the weighted mean of held-out gains exceeds its standard error."""
+    n = len(gains)
+    mean = share @ gains
+    variance = share.square() @ (gains - mean).square() * n / max(n - 1, 1)
+    return n > 1 and bool(mean > DOUBT * variance.sqrt())
 
 
 def _diverged(what: str) -> str:

@@ -54,7 +54,7 @@ class _Bound(torch.autograd.Function):
 
 def bound(value: Tensor, low: float, high: float) -> Tensor:
     """Clamp ``value`` to [low, high]; gradients that point back inside survive."""
-    clamped: Tensor = _Bound.apply(value, low, high)  # type: ignore[no-untyped-call]
+    clamped: Tensor = _Bound.apply(value, low, high)
     return clamped
 
 
@@ -217,7 +217,7 @@ class Mixed(nn.Module):
 
     def __init__(self, parts: Sequence[Likelihood], columns: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts: Any = nn.ModuleList(parts)
         self.columns = [list(group) for group in columns]
         flat = [j for group in self.columns for j in group]
         if sorted(flat) != list(range(len(flat))):

@@ -4,6 +4,7 @@ Nothing in this file knows what a variational autoencoder is: it trains any modu
 function that gives a loss per row.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,8 +48,6 @@ class Rows:
         epoch; batches are slices of what it returns.
     losses : callable
         ``losses(epoch, *slices)``: the loss of each row of a batch.
-    weights : Tensor of shape (n_rows,) or None
-        Factor on each row's loss, 1 on average. None: all alike.
     batch_size : int
     generator : Generator
         Draws the order.
@@ -57,7 +56,6 @@ class Rows:
     n_rows: int
     gather: Callable[[Tensor], tuple[Tensor, ...]]
     losses: Callable[..., Tensor]
-    weights: Tensor | None
     batch_size: int
     generator: torch.Generator
 
@@ -115,19 +113,15 @@ class Trainer:
         """One pass over the rows in random order; the mean loss."""
         order = torch.randperm(rows.n_rows, generator=rows.generator).to(self.flat.device)
         data = rows.gather(order)
-        weights = None if rows.weights is None else rows.weights[order]
         # sizes differ by one at most: the last batch is never a crumb
         n_batches = math.ceil(rows.n_rows / rows.batch_size)
         cuts = [rows.n_rows * i // n_batches for i in range(n_batches + 1)]
         self.module.train()
         totals = []
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in itertools.pairwise(cuts):
             self.grad.zero_()
-            losses = rows.losses(epoch, *(tensor[start:stop] for tensor in data))
-            if weights is not None:
-                losses = losses * weights[start:stop]
-            loss = losses.mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = rows.losses(epoch, *(tensor[start:stop] for tensor in data)).mean()
+            loss.backward()
             if self.decay is not None:
                 self.grad.addcmul_(self.decay, self.flat)
             if self.max_grad_norm < math.inf:

@@ -35,8 +35,11 @@ class VAE(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Any, prior: Any) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.likelihood, self.prior = likelihood, prior
+        # Any: what else these modules offer is a contract of names
+        self.encoder: Any = encoder
+        self.decoder: Any = decoder
+        self.likelihood: Any = likelihood
+        self.prior: Any = prior
 
     def posterior(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), each (n, n_components)."""

@@ -28,11 +28,13 @@ def distance(toy, targets):
 
 
 def rows_of(trainer, losses=None, gather=None, weights=None, batch_size=8, seed=0):
+    if weights is not None:
+        gather = lambda order: (TARGETS[order], weights[order])  # noqa: E731
+        losses = lambda epoch, targets, w: w * distance(trainer.module, targets)  # noqa: E731
     return Rows(
         len(TARGETS),
         gather or (lambda order: (TARGETS[order],)),
         losses or (lambda epoch, targets: distance(trainer.module, targets)),
-        weights,
         batch_size,
         torch.Generator().manual_seed(seed),
     )
