@@ -28,7 +28,7 @@ def start(k, **parameters):
 def small(k=2, **parameters):
     """A model that trains in a moment."""
     defaults = {"hidden_layer_sizes": (8,), "max_iter": 5, "random_state": 0}
-    defaults["n_iter_no_change"] = 6
+    defaults |= {"n_iter_no_change": 6, "batch_size": 16}
     return VAETransformer(k, **defaults | parameters)
 
 
@@ -239,9 +239,9 @@ def bent(n, seed):
 
 
 @UNFINISHED
-@pytest.mark.parametrize("noise", ["auto", "isotropic", "homoscedastic", 0.2])
+@pytest.mark.parametrize("noise", ["auto", "isotropic", "homoscedastic"])
 def test_training_raises_the_held_out_score_where_there_is_curvature(noise):
-    X, others = bent(200, 0), bent(300, 1)
+    X, others = bent(400, 0), bent(300, 1)
     vae = small(1, noise=noise, precision_power=0, hidden_layer_sizes=(16,), max_iter=0).fit(X)
     before = vae.score(others)
     vae.set_params(max_iter=25, learning_rate_init=0.01).fit(X)
