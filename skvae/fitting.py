@@ -26,12 +26,13 @@ from .priors import StandardNormal
 from .training import History, Rows, Trainer
 from .vae import VAE
 
-F64 = torch.float64
+F64, F32 = torch.float64, torch.float32
 POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this much over PCA's
+POWER_LIMIT = 0.5  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
 DOUBT = 1.0  # standard errors by which training must beat the linear start, held out
-FOLDS, FOLD_ROWS = 5, 1_000  # parts held out in turn, where there are no more rows than these
+FOLDS, FOLD_ROWS = 3, 1_000  # parts held out in turn, where there are no more rows than these
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
 SPREAD_EPOCHS = 60
@@ -108,6 +109,7 @@ class Fit:
         self.power = 0.0
         self.excess: Tensor | None = None
         self.mean: VAE  # what is trained first; the same as `module` without a separate spread
+        self.density: VAE  # `mean` with a spread around it, where that is separate
         self.module: VAE
 
     # ---------------------------------------------------------------- the two ways to fit
@@ -130,10 +132,12 @@ class Fit:
         if s.max_iter > 0:
             with self._randomness(generator):
                 self._train_mean(targets, share, folds, generator, on_epoch, go_on)
-        if s.separate_spread:
-            self._fit_spread(targets, share, *folds[0], generator, go_on)
-        else:
+        if not s.separate_spread:
             self.module = self.mean
+        elif s.max_iter > 0:
+            self._fit_spread(targets, share, *folds[0], generator, go_on)
+        elif not go_on:
+            self.module = self._linear_density()
         self.generator_state = generator.get_state()
 
     def run_pass(self, T: Floats, weights: Floats) -> None:
@@ -220,10 +224,21 @@ class Fit:
             sizes = self._sizes("decoder")
             network = silence(mlp(k, d, sizes, s.activation, 0.0, generator))
             density = Gaussian(shift, scale, each.log(), varies=True, floor=s.noise_floor)
-            self.module = VAE(
+            self.density = VAE(
                 self.mean.encoder, Spread(self.mean.decoder, network), density, self.mean.prior
             ).to(F64)
-            self.module.eval()
+            self.density.eval()
+
+    def _linear_density(self) -> VAE:
+        """The linear start with its own best spread per column, constant in z."""
+        likelihood = self.density.likelihood
+        constant = Gaussian(
+            likelihood.shift,
+            likelihood.scale,
+            likelihood.base.detach(),
+            floor=self.settings.noise_floor,
+        )
+        return VAE(self.mean.encoder, self.mean.decoder, constant, self.mean.prior).eval()
 
     def _linear_model(self, S: Tensor) -> linear.LinearModel:
         s = self.settings
@@ -235,7 +250,7 @@ class Fit:
             power = 0.0
         psi = ones if power == 0 else linear.factor_analysis(S, k, floor)
         if power == "auto":
-            power = linear.choose_power(S, k, psi, floor, POWER_TOLERANCE)
+            power = linear.choose_power(S, k, psi, floor, POWER_TOLERANCE, POWER_LIMIT)
         self.power = float(power)
         model = linear.weighted_pca(S, k, psi**-self.power, floor)
         if fixed:
@@ -306,12 +321,12 @@ class Fit:
     def _prepare_mean(self, n_copies: int, generator: torch.Generator) -> tuple[Any, Trainer]:
         """Float32 copies of the model to train side by side, and their common trainer."""
         s = self.settings
-        model = copy.deepcopy(self.mean).to(s.device, torch.float32)
+        model = copy.deepcopy(self.mean).to(s.device, F32)
         with torch.no_grad():
             # a component without loadings is a saddle: encoder and decoder both see no gradient
             weight = model.decoder.weight  # (n_columns, n_components)
             dead = weight.square().sum(0) == 0
-            noise = torch.randn(weight.shape, generator=generator).to(s.device)
+            noise = torch.randn(weight.shape, generator=generator, dtype=F32).to(s.device)
             weight += torch.where(dead, 0.01 * noise, 0.0)
         models = nn.ModuleList(copy.deepcopy(model) for _ in range(n_copies))
         for module in models.modules():
@@ -333,14 +348,14 @@ class Fit:
     ) -> Rows:
         """Each model's rows, and the sum over the models of the negative ELBO as their loss."""
         s = self.settings
-        data = [targets[subset].to(s.device, torch.float32) for subset in subsets]
+        data = [targets[subset].to(s.device, F32) for subset in subsets]
         weights = torch.stack([share[subset] for subset in subsets], 1)  # (n_rows, n_models)
         alike = bool((weights == weights[0, 0]).all())
-        weights = weights.to(s.device, torch.float32)
+        weights = weights.to(s.device, F32)
         n_rows, n_models = weights.shape
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
-            noise = torch.randn(n_rows, n_models, s.n_components, generator=generator)
+            noise = torch.randn(n_rows, n_models, s.n_components, generator=generator, dtype=F32)
             return *(part[order] for part in data), weights[order], noise.to(s.device)
 
         def losses(epoch: int, *batch: Tensor) -> Tensor:
@@ -379,17 +394,19 @@ class Fit:
         if s.early_stopping:
             size = len(folds[0][1])
             n_draws = min(16, max(1, 1024 // size))
-            held_out = [targets[other].to(s.device, torch.float32) for _, other in folds]
-            noise = torch.randn(len(folds), n_draws, size, s.n_components, generator=generator)
+            held_out = [targets[other].to(s.device, F32) for _, other in folds]
+            noise = torch.randn(
+                len(folds), n_draws, size, s.n_components, generator=generator, dtype=F32
+            )
             other_share = torch.cat([share[other] for _, other in folds])
-            other_share = (other_share / other_share.sum()).to(s.device, torch.float32)
+            other_share = (other_share / other_share.sum()).to(s.device, F32)
             judge = functools.partial(
                 self._judge, models, held_out, other_share, noise.to(s.device)
             )
             before = judge()
 
             def evaluate() -> float:
-                return float(other_share @ judge())
+                return float(other_share @ judge()[0])
 
         def after(history: History) -> bool:
             score = history.scores[-1] if evaluate is not None else None
@@ -412,14 +429,14 @@ class Fit:
         self.improving = history.n_iter == s.max_iter and not history.converged and late
         if evaluate is not None:
             self.scores, self.best_score = history.scores, history.best_score
-            if (
-                s.init == "linear"
-                and not go_on
-                and not _beyond_doubt(judge() - before, other_share)
-            ):
-                return  # the exact start stays
             if history.best_iter == 0:
-                return
+                return  # the exact start stays
+            if s.separate_spread and s.init == "linear" and not go_on:
+                # This mean serves reconstruction and latents; the density has a stage of its own.
+                # Unless it reconstructs held-out rows better, the linear one serves them as well.
+                if not _beyond_doubt(before[1] - judge()[1], other_share):
+                    self.best_score = float(other_share @ before[0])
+                    return
             if n <= REFIT_ROWS and not history.interrupted:
                 models, trainer = self._prepare_mean(1, generator)
                 rows = self._mean_rows(models, targets, share, [torch.arange(n)], generator)
@@ -436,8 +453,12 @@ class Fit:
         self.mean.load_state_dict({n: v.to("cpu", F64) for n, v in model.state_dict().items()})
         self.mean.eval()
 
-    def _judge(self, models: Any, targets: list[Tensor], share: Tensor, noise: Tensor) -> Tensor:
-        """Held-out ELBO of each row of each fold, one fold after the other.
+    def _judge(
+        self, models: Any, targets: list[Tensor], share: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Held-out ELBO of each row of each fold, one fold after the other; and its error.
+
+        The error is that of its reconstruction, squared and summed over the columns.
 
         Where one spread is common to all columns, the held-out rows get the one that suits them
         best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
@@ -457,13 +478,15 @@ class Fit:
         s = self.settings
         _, n_draws, n, k = noise.shape
         common = s.family == "gaussian" and s.noise in ("auto", "isotropic")
-        kl, cells = [], []
+        kl, cells, errors = [], [], []
         with torch.no_grad():
             for model, rows, fixed in zip(models, targets, noise, strict=True):
                 mean, log_var = model.posterior(rows)
                 kl.append(s.beta * model.prior.kl(mean, log_var).sum(-1))
                 z = mean + (0.5 * log_var).exp() * fixed
                 raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
+                guess = model.likelihood.mean(model.decoder(mean))
+                errors.append((rows - guess).square().sum(-1))
                 if common:
                     base = model.likelihood.base
                     error = (rows - model.likelihood.mean(raw)).square() * (-base).exp()
@@ -471,11 +494,11 @@ class Fit:
                 else:
                     cells.append(model.likelihood.log_prob(raw, rows).sum(-1).mean(0))
             if not common:
-                return torch.cat(cells) - torch.cat(kl)
+                return torch.cat(cells) - torch.cat(kl), torch.cat(errors)
             error = torch.cat(cells)
             best = (share @ error).clamp_min(1e-12)
             nats = base.mean() + LOG_2PI + best.log() + error / best
-            return -0.5 * rows.shape[1] * nats - torch.cat(kl)
+            return -0.5 * rows.shape[1] * nats - torch.cat(kl), torch.cat(errors)
 
     # ---------------------------------------------------------------- the spread
 
@@ -502,26 +525,23 @@ class Fit:
         must not exclude it.
         """
         s = self.settings
-        spread: Any = copy.deepcopy(self.module.decoder)
+        spread: Any = copy.deepcopy(self.density.decoder)
         spread.decoder = copy.deepcopy(self.mean.decoder)
         model = VAE(
             copy.deepcopy(self.mean.encoder),
             spread,
-            copy.deepcopy(self.module.likelihood),
+            copy.deepcopy(self.density.likelihood),
             self.mean.prior,
         )
         model.eval()
-        if s.max_iter == 0:
-            self.module = model
-            return
-        model = model.to(torch.float32)
+        model = model.to(F32)
         decoder, likelihood = model.decoder.decoder, model.likelihood
         train, held_out = train[:SPREAD_ROWS], held_out[: SPREAD_ROWS // 8]
         weights = (share[train] / share[train].sum()).float()
         rows, others = targets[train].float(), targets[held_out].float()
         other_weights = share[held_out].float()
         k = s.n_components
-        points = torch.randn(64, k, generator=generator)
+        points = torch.randn(64, k, generator=generator, dtype=F32)
         best, best_score = copy.deepcopy(model.state_dict()), -math.inf
 
         def judge() -> None:
@@ -544,7 +564,7 @@ class Fit:
                 with torch.no_grad():
                     moment = torch.zeros_like(excess)
                     for _ in range(8):
-                        noise = torch.randn(*mode.shape, 1, generator=generator)
+                        noise = torch.randn(*mode.shape, 1, generator=generator, dtype=F32)
                         error = (rows - decoder(mode + (factor @ noise)[..., 0])).square()
                         moment += weights @ error / 8
                         excess = torch.maximum(excess, error.amax(0) / len(rows))
@@ -566,7 +586,7 @@ class Fit:
             def gather(
                 order: Tensor, mode: Tensor = mode, factor: Tensor = factor
             ) -> tuple[Tensor, ...]:
-                noise = torch.randn(len(order), k, 1, generator=generator)
+                noise = torch.randn(len(order), k, 1, generator=generator, dtype=F32)
                 z = mode[order] + (factor[order] @ noise)[..., 0]
                 with torch.no_grad():
                     return rows[order], weights[order] * len(rows), z, decoder(z)
@@ -581,7 +601,7 @@ class Fit:
             evaluate = None
             if len(others):
                 other_mode, other_factor = _posteriors(model, others)
-                noise = torch.randn(8, *other_mode.shape, 1, generator=generator)
+                noise = torch.randn(8, *other_mode.shape, 1, generator=generator, dtype=F32)
                 z = other_mode + (other_factor @ noise)[..., 0]  # (8, n, k)
                 with torch.no_grad():
                     means = decoder(z.reshape(-1, k)).reshape(*z.shape[:2], -1)
@@ -608,7 +628,7 @@ class Fit:
             parameter.grad = None
         # means and encoder exactly as trained, not through float32
         model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
-        self.module = model
+        self.density = self.module = model
 
     # ---------------------------------------------------------------- small things
 

@@ -177,9 +177,14 @@ def refit(
 
 
 def choose_power(
-    S: Tensor, n_components: int, noise: Tensor, floor: float, tolerance: float
+    S: Tensor,
+    n_components: int,
+    noise: Tensor,
+    floor: float,
+    tolerance: float,
+    limit: float = 1.0,
 ) -> float:
-    """Largest power in [0, 1] whose reconstruction costs at most ``tolerance`` over PCA's.
+    """Largest power in [0, limit] whose reconstruction costs at most ``tolerance`` over PCA's.
 
     ``weighted_pca`` with precision ``noise**-power`` is probabilistic PCA at 0 and factor analysis
     at 1. The likelihood rises on the way, and so does the reconstruction error of standardised
@@ -189,11 +194,11 @@ def choose_power(
     def error(power: float) -> float:
         return weighted_pca(S, n_components, noise**-power, floor).reconstruction_error(S)
 
-    limit = (1 + tolerance) * error(0.0) + 1e-12
-    if error(1.0) <= limit:
-        return 1.0
-    low, high = 0.0, 1.0
+    allowed = (1 + tolerance) * error(0.0) + 1e-12
+    if error(limit) <= allowed:
+        return limit
+    low, high = 0.0, limit
     for _ in range(6):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if error(middle) <= limit else (low, middle)
+        low, high = (middle, high) if error(middle) <= allowed else (low, middle)
     return low

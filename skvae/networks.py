@@ -41,7 +41,7 @@ class Dropout(nn.Module):
 
 def linear_layer(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
     """``nn.Linear`` with torch's own initial distribution, drawn from ``generator``."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
     limit = 1 / math.sqrt(max(n_in, 1))
     with torch.no_grad():
         layer.weight.uniform_(-limit, limit, generator=generator)
