@@ -780,14 +780,19 @@ def test_a_random_state_instance_is_drawn_from():
 
 def test_torch_settings_are_left_alone():
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    plain = use_all()
     try:
         torch.set_num_threads(2)
-        use_all()
+        torch.set_default_dtype(torch.float64)
+        other = use_all()
         assert torch.get_num_threads() == 2
+        assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_num_threads(threads)
-    assert torch.get_default_dtype() == dtype
+        torch.set_default_dtype(dtype)
     assert torch.is_grad_enabled()
+    # small models are trained in one thread and in float32, whatever the settings
+    np.testing.assert_allclose(other.transform(X), plain.transform(X), rtol=1e-9)
 
 
 def test_warning_filters_are_left_alone():
