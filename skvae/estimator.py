@@ -665,9 +665,12 @@ class VAETransformer(
         scrambled Sobol points, the same for all rows and calls. Comparable with
         `PCA.score_samples`, `FactorAnalysis` and `KernelDensity` on the same data.
 
-        The expected value over scramblings is a lower bound of log p(x), exact where the model is
-        linear. On scikit-learn's digits with 10 components a row's value moves by about 0.2 nats
-        (standard deviation over scramblings) at 256 points, the mean over rows by 0.02.
+        The points' shares sum to one, so the value is exact where the model is linear; elsewhere
+        its expectation over scramblings is a lower bound of log p(x), up to a term of order 1/m
+        that the scaling of the shares brings. On scikit-learn's digits with 10 components, the
+        standard deviation over scramblings of a row's value is 0.07 nats at 256 points (median
+        over rows; 0.6 for the worst), that of the mean over rows 0.015; on breast cancer with 5
+        components 0.007 (worst 0.5) and 0.004.
 
         Parameters
         ----------

@@ -31,8 +31,6 @@ POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this m
 POWER_LIMIT = 0.5  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
-DOUBT = 1.0  # standard errors by which training must beat the linear start, held out
-FOLDS, FOLD_ROWS = 3, 1_000  # parts held out in turn, where there are no more rows than these
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
 SPREAD_EPOCHS = 60
@@ -126,16 +124,20 @@ class Fit:
             self._start(T, weights, generator)
         targets = self._targets(T)
         share = torch.from_numpy(weights / weights.mean())
-        folds = self._folds(len(T), generator)
+        train = torch.randperm(len(T), generator=generator)
+        held_out = train[:0]
+        if s.early_stopping:
+            size = min(max(1, round(s.validation_fraction * len(T))), len(T) - 1)
+            held_out, train = train[:size], train[size:]
         self.losses, self.scores, self.best_score = [], [], None
         self.interrupted = self.improving = False
         if s.max_iter > 0:
             with self._randomness(generator):
-                self._train_mean(targets, share, folds, generator, on_epoch, go_on)
+                self._train_mean(targets, share, train, held_out, generator, on_epoch)
         if not s.separate_spread:
             self.module = self.mean
         elif s.max_iter > 0:
-            self._fit_spread(targets, share, *folds[0], generator, go_on)
+            self._fit_spread(targets, share, train, held_out, generator, go_on)
         elif not go_on:
             self.module = self._linear_density()
         self.generator_state = generator.get_state()
@@ -154,15 +156,15 @@ class Fit:
         share = torch.from_numpy(weights / weights.mean())
         rows = torch.arange(len(T))
         with self._randomness(generator):
-            models, trainer = self._prepare_mean(1, generator)
+            model, trainer = self._prepare_mean(generator)
             if self.optimizer_state is not None:
                 trainer.optimizer.load_state_dict(self.optimizer_state)
-            batch = self._mean_rows(models, targets, share, [rows], generator)
+            batch = self._mean_rows(model, targets, share, rows, generator)
             loss = trainer.epoch(batch, len(self.losses))
             if not math.isfinite(loss):
                 raise ValueError(_diverged(f"the loss of this pass was {loss}"))
             self.optimizer_state = trainer.state()
-            self._keep(models[0])
+            self._keep(model)
         self.losses.append(loss)
         if self.settings.separate_spread:
             self._fit_spread(targets, share, rows, rows[:0], generator, True, n_rounds=1, epochs=1)
@@ -305,116 +307,85 @@ class Fit:
 
     # ---------------------------------------------------------------- the mean
 
-    def _folds(self, n_rows: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-        """Rows to train on and rows to hold out: one such pair, or several where rows are few."""
-        s = self.settings
-        order = torch.randperm(n_rows, generator=generator)
-        if not s.early_stopping:
-            return [(order, order[:0])]
-        size = min(max(1, round(s.validation_fraction * n_rows)), n_rows - 1)
-        n_folds = 1 if n_rows > FOLD_ROWS else min(FOLDS, n_rows // size)
-        return [
-            (torch.cat([order[: i * size], order[(i + 1) * size :]]), order[i * size :][:size])
-            for i in range(n_folds)
-        ]
-
-    def _prepare_mean(self, n_copies: int, generator: torch.Generator) -> tuple[Any, Trainer]:
-        """Float32 copies of the model to train side by side, and their common trainer."""
+    def _prepare_mean(self, generator: torch.Generator) -> tuple[VAE, Trainer]:
+        """A float32 copy of the model to train, and its trainer."""
         s = self.settings
         model = copy.deepcopy(self.mean).to(s.device, F32)
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
         with torch.no_grad():
             # a component without loadings is a saddle: encoder and decoder both see no gradient
             weight = model.decoder.weight  # (n_columns, n_components)
             dead = weight.square().sum(0) == 0
             noise = torch.randn(weight.shape, generator=generator, dtype=F32).to(s.device)
             weight += torch.where(dead, 0.01 * noise, 0.0)
-        models = nn.ModuleList(copy.deepcopy(model) for _ in range(n_copies))
-        for module in models.modules():
-            if isinstance(module, Dropout):
-                module.generator = generator
         penalised = tuple(
-            p for name, p in models.named_parameters() if "network" in name and p.dim() > 1
+            p for name, p in model.named_parameters() if "network" in name and p.dim() > 1
         )
-        norm = s.max_grad_norm * math.sqrt(n_copies)
-        return models, Trainer(models, s.learning_rate_init, norm, s.alpha, penalised)
+        return model, Trainer(model, s.learning_rate_init, s.max_grad_norm, s.alpha, penalised)
 
     def _mean_rows(
         self,
-        models: Any,
+        model: VAE,
         targets: Tensor,
         share: Tensor,
-        subsets: list[Tensor],
+        subset: Tensor,
         generator: torch.Generator,
     ) -> Rows:
-        """Each model's rows, and the sum over the models of the negative ELBO as their loss."""
+        """A subset of the rows, with the negative ELBO as their loss."""
         s = self.settings
-        data = [targets[subset].to(s.device, F32) for subset in subsets]
-        weights = torch.stack([share[subset] for subset in subsets], 1)  # (n_rows, n_models)
-        alike = bool((weights == weights[0, 0]).all())
+        data = targets[subset].to(s.device, F32)
+        weights = share[subset]
+        alike = bool((weights == weights[0]).all())
         weights = weights.to(s.device, F32)
-        n_rows, n_models = weights.shape
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
-            noise = torch.randn(n_rows, n_models, s.n_components, generator=generator, dtype=F32)
-            return *(part[order] for part in data), weights[order], noise.to(s.device)
+            noise = torch.randn(len(order), s.n_components, generator=generator, dtype=F32)
+            return data[order], weights[order], noise.to(s.device)
 
-        def losses(epoch: int, *batch: Tensor) -> Tensor:
-            *parts, weights, noise = batch
+        def losses(epoch: int, batch: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
             beta = s.beta * min(1.0, (epoch + 1) / (s.kl_warmup + 1))
-            each = [
-                model(part, noise[:, i], beta)
-                for i, (model, part) in enumerate(zip(models, parts, strict=True))
-            ]
-            if not alike:
-                each = [loss * weights[:, i] for i, loss in enumerate(each)]
-            total: Tensor = sum(each[1:], each[0])
-            return total
+            loss: Tensor = model(batch, noise, beta)
+            return loss if alike else loss * weight
 
-        return Rows(n_rows, gather, losses, self._batch_size(n_rows), generator)
+        return Rows(len(subset), gather, losses, self._batch_size(len(subset)), generator)
 
     def _train_mean(
         self,
         targets: Tensor,
         share: Tensor,
-        folds: list[tuple[Tensor, Tensor]],
+        train: Tensor,
+        held_out: Tensor,
         generator: torch.Generator,
         on_epoch: OnEpoch,
-        go_on: bool,
     ) -> None:
-        """Train the mean: for how long, the held-out rows say.
+        """Train the mean, for as long as the held-out rows' ELBO rises.
 
-        Where rows are few, a tenth of them says little: several parts are held out in turn, by
-        models that train side by side and stop at the same epoch. What is kept is then trained
-        anew on all rows, for as many epochs and at the same learning rates.
+        Where rows are few, each counts: the model is then trained anew on all of them, for as many
+        epochs and at the same learning rates as led to the best weights.
         """
         s = self.settings
-        n = len(targets)
-        models, trainer = self._prepare_mean(len(folds), generator)
+        model, trainer = self._prepare_mean(generator)
         evaluate = None
         if s.early_stopping:
-            size = len(folds[0][1])
-            n_draws = min(16, max(1, 1024 // size))
-            held_out = [targets[other].to(s.device, F32) for _, other in folds]
+            others = targets[held_out].to(s.device, F32)
+            weights = share[held_out].to(s.device, F32)
+            n_draws = min(16, max(1, 1024 // len(others)))
             noise = torch.randn(
-                len(folds), n_draws, size, s.n_components, generator=generator, dtype=F32
+                n_draws, len(others), s.n_components, generator=generator, dtype=F32
             )
-            other_share = torch.cat([share[other] for _, other in folds])
-            other_share = (other_share / other_share.sum()).to(s.device, F32)
-            judge = functools.partial(
-                self._judge, models, held_out, other_share, noise.to(s.device)
+            evaluate = functools.partial(
+                self._judge, model, others, weights / weights.sum(), noise.to(s.device)
             )
-            before = judge()
-
-            def evaluate() -> float:
-                return float(other_share @ judge()[0])
 
         def after(history: History) -> bool:
             score = history.scores[-1] if evaluate is not None else None
-            return on_epoch(history.n_iter, history.losses[-1] / len(folds), score, models[0])
+            return on_epoch(history.n_iter, history.losses[-1], score, model)
 
         try:
             history = trainer.fit(
-                self._mean_rows(models, targets, share, [rows for rows, _ in folds], generator),
+                self._mean_rows(model, targets, share, train, generator),
                 evaluate,
                 max_iter=s.max_iter,
                 tol=s.tol,
@@ -423,7 +394,7 @@ class Fit:
             )
         except FloatingPointError as error:
             raise ValueError(_diverged(str(error))) from error
-        self.losses = [loss / len(folds) for loss in history.losses]
+        self.losses = history.losses
         self.interrupted = history.interrupted
         late = history.n_iter - history.best_iter < s.n_iter_no_change
         self.improving = history.n_iter == s.max_iter and not history.converged and late
@@ -431,17 +402,12 @@ class Fit:
             self.scores, self.best_score = history.scores, history.best_score
             if history.best_iter == 0:
                 return  # the exact start stays
-            if s.separate_spread and s.init == "linear" and not go_on:
-                # This mean serves reconstruction and latents; the density has a stage of its own.
-                # Unless it reconstructs held-out rows better, the linear one serves them as well.
-                if not _beyond_doubt(before[1] - judge()[1], other_share):
-                    self.best_score = float(other_share @ before[0])
-                    return
-            if n <= REFIT_ROWS and not history.interrupted:
-                models, trainer = self._prepare_mean(1, generator)
-                rows = self._mean_rows(models, targets, share, [torch.arange(n)], generator)
+            if len(targets) <= REFIT_ROWS and not history.interrupted:
+                model, trainer = self._prepare_mean(generator)
+                everything = torch.arange(len(targets))
+                rows = self._mean_rows(model, targets, share, everything, generator)
                 trainer.replay(rows, history.path)
-        self._keep(models[0])
+        self._keep(model)
 
     def _keep(self, model: VAE) -> None:
         """Take over trained weights, in float64 on the CPU."""
@@ -453,52 +419,27 @@ class Fit:
         self.mean.load_state_dict({n: v.to("cpu", F64) for n, v in model.state_dict().items()})
         self.mean.eval()
 
-    def _judge(
-        self, models: Any, targets: list[Tensor], share: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Held-out ELBO of each row of each fold, one fold after the other; and its error.
-
-        The error is that of its reconstruction, squared and summed over the columns.
+    def _judge(self, model: VAE, targets: Tensor, share: Tensor, noise: Tensor) -> float:
+        """Held-out ELBO under fixed noise (n_draws, n, n_components); shares sum to one.
 
         Where one spread is common to all columns, the held-out rows get the one that suits them
         best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
         outweighing all that the mean learns.
-
-        Parameters
-        ----------
-        models : ModuleList
-            One model a fold.
-        targets : list of Tensors of shape (n, n_columns)
-            Its held-out rows.
-        share : Tensor of shape (n_folds * n,)
-            Their weights; sum to one.
-        noise : Tensor of shape (n_folds, n_draws, n, n_components)
-            Fixed noise.
         """
         s = self.settings
-        _, n_draws, n, k = noise.shape
-        common = s.family == "gaussian" and s.noise in ("auto", "isotropic")
-        kl, cells, errors = [], [], []
+        n_draws, n, k = noise.shape
+        likelihood = model.likelihood
         with torch.no_grad():
-            for model, rows, fixed in zip(models, targets, noise, strict=True):
-                mean, log_var = model.posterior(rows)
-                kl.append(s.beta * model.prior.kl(mean, log_var).sum(-1))
-                z = mean + (0.5 * log_var).exp() * fixed
-                raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
-                guess = model.likelihood.mean(model.decoder(mean))
-                errors.append((rows - guess).square().sum(-1))
-                if common:
-                    base = model.likelihood.base
-                    error = (rows - model.likelihood.mean(raw)).square() * (-base).exp()
-                    cells.append(error.mean(-1).mean(0))  # (n,)
-                else:
-                    cells.append(model.likelihood.log_prob(raw, rows).sum(-1).mean(0))
-            if not common:
-                return torch.cat(cells) - torch.cat(kl), torch.cat(errors)
-            error = torch.cat(cells)
-            best = (share @ error).clamp_min(1e-12)
-            nats = base.mean() + LOG_2PI + best.log() + error / best
-            return -0.5 * rows.shape[1] * nats - torch.cat(kl), torch.cat(errors)
+            mean, log_var = model.posterior(targets)
+            kl = s.beta * (share @ model.prior.kl(mean, log_var).sum(-1))
+            z = mean + (0.5 * log_var).exp() * noise
+            raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
+            if s.family != "gaussian" or s.noise not in ("auto", "isotropic"):
+                return float(share @ likelihood.log_prob(raw, targets).sum(-1).mean(0) - kl)
+            error = (targets - likelihood.mean(raw)).square() * (-likelihood.base).exp()
+            best = (share @ error.mean(-1).mean(0)).clamp_min(1e-12)  # variance common to all
+            nats = targets.shape[1] * (LOG_2PI + 1 + best.log()) + likelihood.base.sum()
+            return float(-0.5 * nats - kl)
 
     # ---------------------------------------------------------------- the spread
 
@@ -685,14 +626,6 @@ def _posteriors(
             begin = None if start is None else start[rows]
             parts.append(model.laplace(targets[rows], begin, n_steps))
     return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])
-
-
-def _beyond_doubt(gains: Tensor, share: Tensor) -> bool:
-    """Whether the weighted mean of held-out gains exceeds its standard error."""
-    n = len(gains)
-    mean = share @ gains
-    variance = share.square() @ (gains - mean).square() * n / max(n - 1, 1)
-    return n > 1 and bool(mean > DOUBT * variance.sqrt())
 
 
 def _diverged(what: str) -> str:

@@ -201,13 +201,14 @@ class Trainer:
                         )
                     go_back()
                     self.reset(self.learning_rate / DECAY)
-                elif score > history.best_score:
-                    history.best_score, history.best_iter = score, history.n_iter
-                    history.path = list(path)
-                    best.copy_(self.flat)
-                waited += 1
-                if score > reference + tol:
-                    reference, waited = score, 0
+                else:
+                    if score > history.best_score:
+                        history.best_score, history.best_iter = score, history.n_iter
+                        history.path = list(path)
+                        best.copy_(self.flat)
+                    waited += 1
+                    if score > reference + tol:
+                        reference, waited = score, 0
                 if on_epoch is not None and on_epoch(history):
                     break
                 if waited >= n_iter_no_change:

@@ -87,7 +87,8 @@ class VAE(nn.Module):
             best = self.log_joint(candidates, targets).nan_to_num(-math.inf).argmax(0)
             z = candidates[best, torch.arange(len(z))]
         _, precision = self._curvature(z, targets)
-        lower = torch.linalg.cholesky(precision)
+        # not finite only where the row is: its log-density is then not finite either
+        lower, _ = torch.linalg.cholesky_ex(precision)
         eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand_as(lower)
         return z, torch.linalg.solve_triangular(lower.mT, eye, upper=True)
 
@@ -111,26 +112,37 @@ class VAE(nn.Module):
         weighted = jacobian * self.likelihood.fisher(raw[:, 0])[:, None]
         return gradient, eye + weighted @ jacobian.mT
 
-    def log_weights(self, targets: Tensor, points: Tensor, n_steps: int = 2) -> Tensor:
-        """log p(x, z) - log r(z | x) at the Laplace proposal's images of ``points``: (m, n).
+    def log_weights(
+        self, targets: Tensor, points: Tensor, n_steps: int = 2
+    ) -> tuple[Tensor, Tensor]:
+        """Log importance weights, and the log share of each point: ``p(x) ~ sum share * weight``.
 
-        ``points`` is (m, n_components), standard normal, the same for every row. The proposal is
-        widened, to variance ``1 + 3 / n_components`` times Laplace's: the posterior under a curved
-        decoder has heavier tails. The shares ``normal / widened normal`` that this brings depend on
-        the points alone; they are scaled to mean 1, so that where Laplace is exact all weights
-        are equal.
+        The proposal is Laplace's Gaussian with ``1 + 8 / n_components ** 1.5`` times its variance:
+        the posterior under a curved decoder has heavier tails. Weights are p(x, z) over Laplace's
+        own density; shares are Laplace's over the widened one, scaled to sum to one. They depend
+        on the points alone, and where Laplace is exact all weights are equal to p(x).
+
+        Parameters
+        ----------
+        targets : Tensor of shape (n, n_columns)
+        points : Tensor of shape (m, n_components)
+            Standard normal; the same for every row.
+
+        Returns
+        -------
+        log_weights : Tensor of shape (m, n)
+        log_share : Tensor of shape (m,)
         """
         mode, factor = self.laplace(targets, n_steps=n_steps)
-        wide = math.sqrt(1 + 3 / points.shape[1])
-        u = wide * points
-        z = mode + torch.einsum("nkl,ml->mnk", factor, u)  # (m, n, k)
+        wide = math.sqrt(1 + 8 / points.shape[1] ** 1.5) * points
+        z = mode + torch.einsum("nkl,ml->mnk", factor, wide)  # (m, n, k)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (n,)
-        log_normal = -0.5 * (u.square() + math.log(2 * math.pi)).sum(-1)  # (m,)
-        log_share = 0.5 * (points.square() - u.square()).sum(-1)
-        log_share = log_share - (log_share.logsumexp(0) - math.log(len(points)))
-        return self.log_joint(z, targets) + log_det - (log_normal - log_share)[:, None]
+        log_laplace = -0.5 * (wide.square() + math.log(2 * math.pi)).sum(-1)  # (m,)
+        log_share = 0.5 * (points.square() - wide.square()).sum(-1)
+        log_weights = self.log_joint(z, targets) + log_det - log_laplace[:, None]
+        return log_weights, log_share - log_share.logsumexp(0)
 
     def log_prob(self, targets: Tensor, points: Tensor, n_steps: int = 2) -> Tensor:
-        """Importance-weighted lower bound of log p(x), nats in standardised units: (n,)."""
-        log_weights = self.log_weights(targets, points, n_steps)
-        return log_weights.logsumexp(0) - math.log(len(points))
+        """Importance-weighted bound of log p(x), nats in standardised units: (n,)."""
+        log_weights, log_share = self.log_weights(targets, points, n_steps)
+        return (log_weights + log_share[:, None]).logsumexp(0)

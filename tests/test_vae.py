@@ -93,7 +93,8 @@ def test_importance_weights_of_a_linear_model_are_constant():
     targets = 2 * randn(6, 5, seed=3)
     exact = torch.distributions.MultivariateNormal(bias, W @ W.T + noise.diag()).log_prob(targets)
     with torch.no_grad():
-        log_weights = vae.log_weights(targets, randn(10, 2, seed=4))
+        log_weights, log_share = vae.log_weights(targets, randn(10, 2, seed=4))
+    assert float(log_share.exp().sum()) == pytest.approx(1.0, abs=1e-12)
     torch.testing.assert_close(log_weights, exact.expand(10, -1), rtol=0.0, atol=1e-6)
 
 
@@ -165,8 +166,9 @@ def integrated_weights(vae, targets):
     """log p(x) as the integral of the importance weights over the proposal, by quadrature."""
     points = torch.linspace(-40, 40, 20_001, dtype=F64)[:, None]
     with torch.no_grad():
-        log_weights = vae.log_weights(targets, points)
-    normal = torch.from_numpy(norm.logpdf(points.numpy()))
+        log_weights, _ = vae.log_weights(targets, points)
+    wide = math.sqrt(1 + 8 / points.shape[1] ** 1.5)  # weights stand at wide * points
+    normal = torch.from_numpy(norm.logpdf(wide * points.numpy()) + math.log(wide))
     return (log_weights + normal).logsumexp(0) + math.log(float(points[1, 0] - points[0, 0]))
 
 
@@ -195,15 +197,16 @@ def test_importance_weights_integrate_to_the_probability_for_cross_entropy():
 def test_log_prob_is_the_log_of_the_mean_weight():
     vae, targets, points = curved_model(), randn(5, 2, seed=3), randn(16, 1, seed=4)
     with torch.no_grad():
-        log_weights = vae.log_weights(targets, points)
+        log_weights, log_share = vae.log_weights(targets, points)
+        share = log_share.exp()
         log_prob = vae.log_prob(targets, points)
     assert log_weights.shape == (16, 5)
-    torch.testing.assert_close(log_prob, log_weights.exp().mean(0).log())
-    assert (log_weights.mean(0) < log_prob).all()  # mean log w <= log mean w
+    torch.testing.assert_close(log_prob, (share @ log_weights.exp()).log())
+    assert (share @ log_weights < log_prob).all()  # mean log w <= log mean w
 
 
 def test_the_bound_holds_over_scramblings():
-    """With few points it is visibly below the exact value; with many it comes up to it."""
+    """Below the exact value within its error, and ever closer with more points."""
     vae = curved_model(seed=1, sigma=0.15)
     targets = vae.decoder(randn(30, 1, seed=5)).detach() + 0.3 * randn(30, 2, seed=6)
     exact = float(exact_log_prob(vae, targets).mean())
@@ -218,8 +221,8 @@ def test_the_bound_holds_over_scramblings():
             )
         standard_error = estimates.std(ddof=1) / 4
         assert estimates.mean() <= exact + 4 * standard_error
-        gaps.append(exact - estimates.mean())
-    assert gaps[1] < gaps[0]
+        gaps.append(abs(exact - estimates.mean()))
+    assert gaps[1] < 0.1 * gaps[0]
 
 
 def test_laplace_never_goes_downhill():
@@ -269,7 +272,7 @@ def curved_rows(n=300, seed=0):
 
 
 @pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("noise", ["homoscedastic", "isotropic"])
+@pytest.mark.parametrize("noise", ["auto", "heteroscedastic", "homoscedastic", "isotropic"])
 def test_a_fitted_component_agrees_with_quadrature(noise):
     vae = VAETransformer(1, noise=noise, hidden_layer_sizes=(16,), max_iter=40, random_state=0)
     vae.set_params(learning_rate_init=0.01).fit(curved_rows())
