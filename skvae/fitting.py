@@ -181,7 +181,7 @@ class Fit:
         shift, scale = location_and_scale(T, weights)
         share = torch.from_numpy(weights / weights.sum())[:, None]
         if s.family == "bernoulli":
-            likelihood: Any = Bernoulli((weights.sum() * shift + 0.5) / (weights.sum() + 1.0))
+            likelihood: Any = Bernoulli((len(T) * shift + 0.5) / (len(T) + 1.0))
             inputs = likelihood.embed(torch.from_numpy(T))
         else:
             inputs = torch.from_numpy((T - shift) / scale)
