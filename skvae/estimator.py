@@ -106,7 +106,8 @@ class VAETransformer(
         is weighed by ``psi_j ** -precision_power``, with psi its noise variance in factor
         analysis. 0 starts at probabilistic PCA (best reconstruction of standardised columns),
         1 at factor analysis (best linear likelihood). "auto" takes the largest power whose
-        reconstruction error is within 2% of PCA's; 0 where ``noise`` is a number.
+        reconstruction error is within 2% of PCA's, but no more than 0.5; 0 where ``noise`` is a
+        number or the likelihood is not Gaussian.
     likelihood : {"auto", "gaussian", "bernoulli"}, default="auto"
         Family of the columns. "auto" means "gaussian". "bernoulli" needs data in [0, 1] and is
         the cross-entropy.
@@ -114,13 +115,15 @@ class VAETransformer(
         The spread of a Gaussian decoder. "heteroscedastic": one per column as a function of z,
         trained together with the mean; "homoscedastic": one per column; "isotropic": one for all
         columns, in units of their standard deviations and of ``precision_power``'s weights; a
-        number: this standard deviation, in units of each column's own, fixed: squared error.
+        number from 1e-3 to 1e4: this standard deviation, in units of each column's own, fixed:
+        squared error.
         "auto": the mean is trained with "isotropic" spread, which serves reconstruction and
         latents; then, with encoder and mean fixed, a spread per column as a function of z is
         fitted, which serves the density. Ignored where the likelihood is not Gaussian.
     noise_floor : float, default=0.01
-        Lowest standard deviation of a column given z, in units of the column's own. Columns of few
-        distinct values can be given any likelihood by a small enough floor.
+        Lowest standard deviation of a column given z, in units of the column's own; 1e-3 at least,
+        since training is in single precision. Columns of few distinct values can be given any
+        likelihood by a small enough floor.
     beta : float, default=1.0
         Weight of the KL term in training. 1 is the ELBO; more presses for fewer active
         components.
@@ -132,6 +135,8 @@ class VAETransformer(
     alpha : float, default=0.0
         L2 penalty ``alpha / 2 * ||weights||^2`` on the networks' weights, in nats per row. The
         linear path is not penalised: a strong penalty leads to the linear model, not to nothing.
+        With ``noise="auto"`` it, like ``dropout``, acts where the mean is trained, not on the
+        spread.
     dropout : float in [0, 1), default=0.0
         Share of hidden units dropped in training.
     learning_rate_init : float, default=1e-3
@@ -181,7 +186,9 @@ class VAETransformer(
         the held-out rows best where ``noise`` is "auto" or "isotropic". Empty without
         ``early_stopping``.
     best_validation_score_ : float or None
-        Largest of them and of the start's.
+        Largest of them and of the start's. The columns' statistics and the linear start come from
+        all rows, the held-out ones included, and up to 5,000 rows the final weights are trained on
+        them too: for choosing between models, score rows that `fit` has not seen.
     precision_power_ : float
         The power that was used.
     noise_variance_ : ndarray of shape (n_features_in_,)
@@ -377,20 +384,20 @@ class VAETransformer(
                     f"{name} must be an nn.Module, a callable (n_in, n_out) -> nn.Module, or "
                     f"None, got {p[name]!r}."
                 )
-        if p["precision_power"] != "auto":
+        if not (isinstance(p["precision_power"], str) and p["precision_power"] == "auto"):
             _check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
         if isinstance(p["noise"], str):
             _check_option("noise", p["noise"], NOISES, extra="or a positive number")
         else:
-            _check_number("noise", p["noise"], 0, open_low=True, extra=f"or one of {NOISES}")
-        _check_number("noise_floor", p["noise_floor"], 0, 1, open_low=True)
+            _check_number("noise", p["noise"], 1e-3, 1e4, extra=f"or one of {NOISES}")
+        _check_number("noise_floor", p["noise_floor"], 1e-3, 1)
         _check_number("beta", p["beta"], 0, open_low=True)
         _check_integer("kl_warmup", p["kl_warmup"], 0)
         _check_integer("n_score_samples", p["n_score_samples"], 1)
         _check_number("alpha", p["alpha"], 0)
         _check_number("dropout", p["dropout"], 0, 1, open_high=True)
         _check_number("learning_rate_init", p["learning_rate_init"], 0, open_low=True)
-        if p["batch_size"] != "auto":
+        if not (isinstance(p["batch_size"], str) and p["batch_size"] == "auto"):
             _check_integer("batch_size", p["batch_size"], 1, extra="or 'auto'")
         _check_integer("max_iter", p["max_iter"], 0)
         _check_number("tol", p["tol"], 0)
@@ -695,7 +702,9 @@ class VAETransformer(
         width = _width(module.decoder) * (m + k + 1)
         with torch.no_grad():
             for rows, targets in self._batches(T, _torch_dtype(dtype), width):
-                out[rows] = module.log_prob(targets, points).double().numpy() - unit
+                # so far out that squares overflow: less probable than any number says
+                log_prob = module.log_prob(targets, points).double().nan_to_num(nan=-math.inf)
+                out[rows] = log_prob.numpy() - unit
         return out
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -801,7 +810,9 @@ def _check_weights(sample_weight: Any, n_rows: int) -> columns.Floats:
         )
     if not weights.any():
         raise ValueError("sample_weight is all zero: at least one weight must be positive.")
-    return weights
+    # only ratios matter, and sums of 1e308 overflow; a power of two is exact
+    scaled: columns.Floats = np.ldexp(weights, -np.frexp(weights.max())[1])
+    return scaled
 
 
 def _check_option(name: str, value: Any, options: tuple[str, ...], extra: str = "") -> None:

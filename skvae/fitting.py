@@ -30,6 +30,7 @@ F64, F32 = torch.float64, torch.float32
 POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this much over PCA's
 POWER_LIMIT = 0.5  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
+RAREST = 1e-3  # the start's lowest probability of a column in [0, 1]: its logit stays finite
 REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
@@ -114,7 +115,7 @@ class Fit:
 
     def run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
         """Fit on distinct rows and their weights; ``go_on`` from the model there is."""
-        with self._threads(T):
+        with self._threads(T), _explained():
             self._run(T, weights, on_epoch, go_on)
 
     def _run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
@@ -131,6 +132,7 @@ class Fit:
             held_out, train = train[:size], train[size:]
         self.losses, self.scores, self.best_score = [], [], None
         self.interrupted = self.improving = False
+        self.optimizer_state = None  # its moments belong to other weights
         if s.max_iter > 0:
             with self._randomness(generator):
                 self._train_mean(targets, share, train, held_out, generator, on_epoch)
@@ -144,12 +146,13 @@ class Fit:
 
     def run_pass(self, T: Floats, weights: Floats) -> None:
         """One pass over a batch of rows, going on exactly where the last one ended."""
-        with self._threads(T):
+        with self._threads(T), _explained():
             self._run_pass(T, weights)
 
     def _run_pass(self, T: Floats, weights: Floats) -> None:
         generator = self._generator()
         self.interrupted = self.improving = False
+        self.scores, self.best_score = [], None
         if not hasattr(self, "mean"):
             self._start(T, weights, generator)
         targets = self._targets(T)
@@ -158,11 +161,11 @@ class Fit:
         with self._randomness(generator):
             model, trainer = self._prepare_mean(generator)
             if self.optimizer_state is not None:
-                trainer.optimizer.load_state_dict(self.optimizer_state)
+                trainer.resume(self.optimizer_state)
             batch = self._mean_rows(model, targets, share, rows, generator)
             loss = trainer.epoch(batch, len(self.losses))
             if not math.isfinite(loss):
-                raise ValueError(_diverged(f"the loss of this pass was {loss}"))
+                raise FloatingPointError(f"the loss of this pass was {loss}")
             self.optimizer_state = trainer.state()
             self._keep(model)
         self.losses.append(loss)
@@ -181,7 +184,7 @@ class Fit:
         shift, scale = location_and_scale(T, weights)
         share = torch.from_numpy(weights / weights.sum())[:, None]
         if s.family == "bernoulli":
-            likelihood: Any = Bernoulli((len(T) * shift + 0.5) / (len(T) + 1.0))
+            likelihood: Any = Bernoulli(shift.clip(RAREST, 1 - RAREST))
             inputs = likelihood.embed(torch.from_numpy(T))
         else:
             inputs = torch.from_numpy((T - shift) / scale)
@@ -370,43 +373,44 @@ class Fit:
         evaluate = None
         if s.early_stopping:
             others = targets[held_out].to(s.device, F32)
-            weights = share[held_out].to(s.device, F32)
+            weights = (share[held_out] / share[held_out].sum()).to(s.device, F32)
             n_draws = min(16, max(1, 1024 // len(others)))
             noise = torch.randn(
                 n_draws, len(others), s.n_components, generator=generator, dtype=F32
             )
-            evaluate = functools.partial(
-                self._judge, model, others, weights / weights.sum(), noise.to(s.device)
-            )
+            evaluate = functools.partial(self._judge, model, others, weights, noise.to(s.device))
 
         def after(history: History) -> bool:
             score = history.scores[-1] if evaluate is not None else None
             return on_epoch(history.n_iter, history.losses[-1], score, model)
 
-        try:
-            history = trainer.fit(
-                self._mean_rows(model, targets, share, train, generator),
-                evaluate,
-                max_iter=s.max_iter,
-                tol=s.tol,
-                n_iter_no_change=s.n_iter_no_change,
-                on_epoch=after,
-            )
-        except FloatingPointError as error:
-            raise ValueError(_diverged(str(error))) from error
+        history = trainer.fit(
+            self._mean_rows(model, targets, share, train, generator),
+            evaluate,
+            max_iter=s.max_iter,
+            tol=s.tol,
+            n_iter_no_change=s.n_iter_no_change,
+            on_epoch=after,
+        )
         self.losses = history.losses
         self.interrupted = history.interrupted
         late = history.n_iter - history.best_iter < s.n_iter_no_change
-        self.improving = history.n_iter == s.max_iter and not history.converged and late
+        # a score that has only fallen since the start is no reason to go on
+        rose = history.best_iter > 0
+        self.improving = history.n_iter == s.max_iter and not history.converged and late and rose
         if evaluate is not None:
             self.scores, self.best_score = history.scores, history.best_score
             if history.best_iter == 0:
                 return  # the exact start stays
             if len(targets) <= REFIT_ROWS and not history.interrupted:
-                model, trainer = self._prepare_mean(generator)
+                again, trainer = self._prepare_mean(generator)
                 everything = torch.arange(len(targets))
-                rows = self._mean_rows(model, targets, share, everything, generator)
-                trainer.replay(rows, history.path)
+                rows = self._mean_rows(again, targets, share, everything, generator)
+                try:
+                    if trainer.replay(rows, history.path):
+                        model = again
+                except KeyboardInterrupt:
+                    self.interrupted = True
         self._keep(model)
 
     def _keep(self, model: VAE) -> None:
@@ -480,7 +484,7 @@ class Fit:
         train, held_out = train[:SPREAD_ROWS], held_out[: SPREAD_ROWS // 8]
         weights = (share[train] / share[train].sum()).float()
         rows, others = targets[train].float(), targets[held_out].float()
-        other_weights = share[held_out].float()
+        other_weights = (share[held_out] / share[held_out].sum()).float()
         k = s.n_components
         points = torch.randn(64, k, generator=generator, dtype=F32)
         best, best_score = copy.deepcopy(model.state_dict()), -math.inf
@@ -497,7 +501,11 @@ class Fit:
                 best, best_score = copy.deepcopy(model.state_dict()), score
 
         excess = self.excess if go_on else None
-        if excess is None:
+        if excess is not None:
+            with torch.no_grad():
+                error = (rows - decoder(_posteriors(model, rows)[0])).square()
+            excess = torch.maximum(excess, error.amax(0) / len(rows))
+        else:
             judge()
             excess = rows.new_zeros(rows.shape[1])
             mode, factor = _posteriors(model, rows)
@@ -520,7 +528,7 @@ class Fit:
         self.excess = excess
         judge()
         trained = nn.ModuleList([spread.network, likelihood])
-        for _ in range(n_rounds):
+        for _ in range(0 if self.interrupted else n_rounds):
             mode, factor = _posteriors(model, rows)
             trainer = Trainer(trained, s.learning_rate_init, s.max_grad_norm)
 
@@ -551,10 +559,10 @@ class Fit:
                     with torch.no_grad():
                         raw = torch.cat([means, spread.log_var(z)], -1)
                         cells = likelihood.log_prob(raw, others).sum(-1).mean(0)
-                        return float((other_weights * cells).sum() / other_weights.sum())
+                        return float(other_weights @ cells)
 
             batch_size = self._batch_size(len(rows))
-            trainer.fit(
+            history = trainer.fit(
                 Rows(len(rows), gather, losses, batch_size, generator),
                 evaluate,
                 max_iter=epochs,
@@ -562,6 +570,9 @@ class Fit:
                 n_iter_no_change=max(1, s.n_iter_no_change // 2),
             )
             judge()
+            if history.interrupted:
+                self.interrupted = True
+                break
         model = model.to(F64)
         model.load_state_dict({n: v.to(F64) for n, v in best.items()})
         for parameter in model.parameters():
@@ -628,9 +639,14 @@ def _posteriors(
     return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])
 
 
-def _diverged(what: str) -> str:
-    return (
-        f"Training did not stay finite: {what}. Try a smaller learning_rate_init or "
-        "max_grad_norm, early_stopping=True, or a larger noise_floor; columns with a few huge "
-        "values profit from a transform (RobustScaler, QuantileTransformer)."
-    )
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Numbers that do not stay finite: say so, and what helps."""
+    try:
+        yield
+    except (FloatingPointError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"Training did not stay finite: {error}. Try a smaller learning_rate_init or "
+            "max_grad_norm, early_stopping=True, or a larger noise_floor; columns with a few huge "
+            "values profit from a transform (RobustScaler, QuantileTransformer)."
+        ) from error

@@ -35,8 +35,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.generator is None or not self.training:
             return x
-        keep = torch.rand(x.shape, generator=self.generator, dtype=x.dtype) >= self.p
-        return x * keep / (1 - self.p)
+        uniform = torch.rand(x.shape, generator=self.generator, dtype=x.dtype)
+        return x * (uniform >= self.p).to(x.device) / (1 - self.p)
 
 
 def linear_layer(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:

@@ -105,9 +105,24 @@ class Trainer:
         self.optimizer = torch.optim.Adam([self.flat], lr=learning_rate, fused=True)
 
     def state(self) -> dict[str, Any]:
-        """Adam's moments, to go on with in another trainer of the same module."""
-        state: dict[str, Any] = self.optimizer.state_dict()
-        return state
+        """Adam's moments, on the CPU, to go on with in another trainer of the same module."""
+        moments = self.optimizer.state[self.flat]
+        return {name: value.cpu() for name, value in moments.items()}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from another trainer's `state`, at the present learning rate."""
+        self.optimizer.state[self.flat] = {
+            name: value.to(self.flat.device) if value.dim() else value
+            for name, value in state.items()
+        }
+
+    def _snapshot(self) -> list[Tensor]:
+        """The weights, and what else the module keeps: running statistics, say."""
+        return [tensor.clone() for tensor in (self.flat, *self.module.buffers())]
+
+    def _restore(self, snapshot: list[Tensor]) -> None:
+        for tensor, kept in zip((self.flat, *self.module.buffers()), snapshot, strict=True):
+            tensor.copy_(kept)
 
     def epoch(self, rows: Rows, epoch: int = 0) -> float:
         """One pass over the rows in random order; the mean loss."""
@@ -131,12 +146,17 @@ class Trainer:
         self.module.eval()
         return float(torch.stack(totals).sum(dtype=torch.float64)) / rows.n_rows
 
-    def replay(self, rows: Rows, path: list[float]) -> None:
-        """Train for ``len(path)`` epochs at these learning rates, as an earlier fit did."""
+    def replay(self, rows: Rows, path: list[float]) -> bool:
+        """Train for ``len(path)`` epochs at these learning rates, as an earlier fit did.
+
+        Returns whether all stayed finite.
+        """
         for epoch, learning_rate in enumerate(path):
             if learning_rate != self.learning_rate:
                 self.reset(learning_rate)
-            self.epoch(rows, epoch)
+            if not math.isfinite(self.epoch(rows, epoch)):
+                return False
+        return bool(self.flat.isfinite().all())
 
     def fit(
         self,
@@ -174,14 +194,15 @@ class Trainer:
             If the loss stays non-finite however small the learning rate.
         """
         history = History()
-        best, path = self.flat.clone(), []  # type: ignore[var-annotated]
+        path: list[float] = []
+        best = self._snapshot()
         if evaluate is not None:
             history.best_score = evaluate()
         reference = history.best_score
         waited = decays = recoveries = 0
 
         def go_back() -> None:
-            self.flat.copy_(best)
+            self._restore(best)
             path[:] = history.path
 
         try:
@@ -205,7 +226,7 @@ class Trainer:
                     if score > history.best_score:
                         history.best_score, history.best_iter = score, history.n_iter
                         history.path = list(path)
-                        best.copy_(self.flat)
+                        best = self._snapshot()
                     waited += 1
                     if score > reference + tol:
                         reference, waited = score, 0
@@ -222,6 +243,6 @@ class Trainer:
         except KeyboardInterrupt:
             history.interrupted = True
         if evaluate is not None or history.interrupted:
-            self.flat.copy_(best)
+            self._restore(best)
         self.module.eval()
         return history

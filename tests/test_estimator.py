@@ -87,12 +87,18 @@ BAD_PARAMETERS = [
     ("precision_power", "pca", TypeError, "a number in [0, 1] or 'auto', got 'pca'."),
     ("likelihood", "poisson", ValueError, "('auto', 'gaussian', 'bernoulli'), got 'poisson'."),
     ("noise", "low", ValueError, "'isotropic') or a positive number, got 'low'."),
-    ("noise", 0, ValueError, "noise must be a positive number or one of ('auto',", "got 0."),
-    ("noise", -0.5, ValueError, "noise must be a positive number", "got -0.5."),
-    ("noise", math.nan, ValueError, "noise must be a positive number", "got nan."),
-    ("noise", math.inf, ValueError, "noise must be a positive number", "got inf."),
-    ("noise", None, TypeError, "noise must be a positive number", "got None."),
-    ("noise_floor", 0.0, ValueError, "noise_floor must be a number in (0, 1], got 0.0."),
+    (
+        "noise",
+        0,
+        ValueError,
+        "noise must be a number in [0.001, 10000] or one of ('auto',",
+        "got 0.",
+    ),
+    ("noise", -0.5, ValueError, "noise must be a number in [0.001, 10000]", "got -0.5."),
+    ("noise", math.nan, ValueError, "noise must be a number in [0.001, 10000]", "got nan."),
+    ("noise", math.inf, ValueError, "noise must be a number in [0.001, 10000]", "got inf."),
+    ("noise", None, TypeError, "noise must be a number in [0.001, 10000]", "got None."),
+    ("noise_floor", 0.0, ValueError, "noise_floor must be a number in [0.001, 1], got 0.0."),
     ("beta", 0, ValueError, "beta must be a positive number, got 0."),
     ("beta", -1.0, ValueError, "beta must be a positive number, got -1.0."),
     ("kl_warmup", -1, ValueError, "kl_warmup must be an integer of at least 0, got -1."),
@@ -519,7 +525,7 @@ def test_partial_fit_learns_and_keeps_the_first_batch_statistics():
 
 
 def test_partial_fit_repeats_no_warning_of_the_fit_before():
-    estimator = quick(max_iter=1, tol=0.0, learning_rate_init=1e-2)
+    estimator = quick(max_iter=1, tol=0.0, early_stopping=False)
     with pytest.warns(ConvergenceWarning):
         estimator.fit(X)
     estimator.partial_fit(X)  # a warning would be an error
@@ -849,3 +855,71 @@ def test_every_attribute_is_documented():
     estimator = quick().fit(pd.DataFrame(X, columns=list("abcd")))
     fitted = {name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")}
     assert set(documented("Attributes")) == fitted
+
+
+# ------------------------------------------------------------------ what a sceptic tried
+
+
+def test_far_rows_are_impossible_not_undefined():
+    estimator = quick().fit(X)
+    for dtype, far in ((np.float32, 1e20), (np.float64, 1e170)):
+        assert estimator.score_samples(np.full((1, X.shape[1]), far, dtype))[0] == -np.inf
+
+
+@pytest.mark.parametrize("scale", [1e308, 1e-308, 3.0])
+def test_only_the_ratios_of_weights_matter(scale):
+    weights = np.random.RandomState(0).uniform(0.5, 1.0, len(X))
+    estimator = quick(max_iter=0).fit(X, sample_weight=weights)
+    other = quick(max_iter=0).fit(X, sample_weight=scale * weights)
+    np.testing.assert_allclose(other.score_samples(X), estimator.score_samples(X), rtol=1e-9)
+    assert other.score(X, sample_weight=scale * weights) == pytest.approx(
+        estimator.score(X, sample_weight=weights), rel=1e-9
+    )
+
+
+def test_partial_fit_takes_the_present_learning_rate():
+    estimator = quick(noise="isotropic").partial_fit(X)
+    before = estimator.transform(X)
+    estimator.set_params(learning_rate_init=1e-12).partial_fit(X)
+    np.testing.assert_allclose(estimator.transform(X), before, rtol=0, atol=1e-8)
+
+
+def test_a_score_that_only_fell_asks_for_no_more_epochs(monkeypatch):
+    monkeypatch.setattr(skvae.fitting.Fit, "_judge", lambda self, *args: next(falling))
+    falling = iter(np.arange(0.0, -1000.0, -1.0))
+    quick(max_iter=3).fit(X)  # a warning would be an error
+
+
+@pytest.mark.parametrize("stage", ["replay", "spread"])
+def test_interruption_in_a_later_stage_keeps_a_usable_model(stage, monkeypatch):
+    trainer = skvae.training.Trainer
+    original, fits = trainer.epoch, []
+
+    def epoch(self, rows, number=0):
+        later = self.module is not fits[0] if fits else False
+        if not fits:
+            fits.append(self.module)
+        is_vae = isinstance(self.module, skvae.vae.VAE)
+        if later and is_vae == (stage == "replay"):
+            raise KeyboardInterrupt
+        return original(self, rows, number)
+
+    monkeypatch.setattr(trainer, "epoch", epoch)
+    estimator = quick(max_iter=30, learning_rate_init=1e-2)
+    with pytest.warns(ConvergenceWarning, match="Interrupted"):
+        estimator.fit(curved())
+    assert np.isfinite(estimator.transform(curved())).all()
+    assert np.isfinite(estimator.score(curved()))
+
+
+def curved():
+    random = np.random.RandomState(0)
+    t = random.normal(size=300)
+    return np.c_[t, t**2, np.sin(2 * t)] + 0.1 * random.normal(size=(300, 3))
+
+
+def test_a_second_training_that_diverges_leaves_the_first(monkeypatch):
+    monkeypatch.setattr(skvae.training.Trainer, "replay", lambda self, rows, path: False)
+    estimator = quick(max_iter=30, learning_rate_init=1e-2, noise="isotropic").fit(curved())
+    assert estimator.best_validation_score_ > estimator.validation_scores_[0]
+    assert np.isfinite(estimator.transform(curved())).all()

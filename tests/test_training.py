@@ -369,7 +369,7 @@ def test_adam_goes_on_in_another_trainer():
     one.epoch(rows)
     two.epoch(rows_of(two, batch_size=40))
     three = Trainer(two.module, 0.1)
-    three.optimizer.load_state_dict(two.state())
+    three.resume(two.state())
     three.epoch(rows_of(three, batch_size=40))
     # batches of all rows: only the order of summation differs
     torch.testing.assert_close(three.flat, one.flat)
