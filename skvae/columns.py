@@ -1,4 +1,4 @@
-"""Table <-> T: which family each column belongs to, and rows in a canonical order.
+"""Rows of T: checked, distinct and in a canonical order, with their columns' location and scale.
 
 ``T`` is the one currency of the package: a float64 matrix (n_rows, n_columns). Arrays of numbers
 are T already; this file is where tables with types will become T, and be restored from it.

@@ -8,6 +8,7 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 
 from skvae import VAETransformer
+from skvae.linear import factor_analysis, weighted_pca
 
 DATA = {"iris": (load_iris, 2), "wine": (load_wine, 2), "diabetes": (load_diabetes, 5)}
 UNFINISHED = pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning")
@@ -102,9 +103,22 @@ def test_the_posterior_of_the_start_is_exact():
     np.testing.assert_allclose(std, np.tile(np.diag(precision) ** -0.5, (len(X), 1)), rtol=1e-7)
 
 
-def test_precision_power_auto_is_between_and_zero_for_squared_error():
+def test_precision_power_auto_goes_as_far_as_is_nearly_free():
+    X, k = data("diabetes")
+    power = start(k).fit(X).precision_power_
+    S = torch.from_numpy(np.corrcoef(X.T))
+    psi = factor_analysis(S, k, 0.01)
+    free, taken, beyond = (
+        weighted_pca(S, k, psi**-p, 0.01).reconstruction_error(S)
+        for p in (0, power, power + 1 / 64)
+    )
+    assert 0 < power < 0.5
+    assert free < taken <= 1.02 * free < beyond
+
+
+def test_precision_power_auto_ends_at_one_half_and_is_zero_for_squared_error():
     X, k = data("wine")
-    assert 0 <= start(k).fit(X).precision_power_ <= 1
+    assert start(k).fit(X).precision_power_ == 0.5  # 2% would allow 0.59
     assert start(k, noise=0.5).fit(X).precision_power_ == 0
     assert start(k, precision_power=0.3).fit(X).precision_power_ == 0.3
 
@@ -355,7 +369,8 @@ def test_more_components_than_columns(init):
     vae = small(7, init=init).fit(X)
     assert vae.transform(X).shape == (60, 7)
     assert np.isfinite(vae.score(X))
-    assert vae.n_active_components_ <= 7
+    assert vae.n_active_components_ == (vae.kl_per_component_ > 0.01).sum()
+    assert vae.n_active_components_ >= 1
 
 
 AWKWARD = ["wide", "constant", "duplicated", "outlier", "one", "huge", "tiny"]

@@ -330,7 +330,12 @@ def test_awkward_columns_give_a_finite_model_above_the_floor(make, k, power):
     model = weighted_pca(S, k, noise**-power, FLOOR)
     again = refit(S, model, FLOOR)
     fixed = refit(S, model, FLOOR, learn=False)
-    assert 0 <= choose_power(S, k, noise, FLOOR, 0.02) <= 1
+    chosen = choose_power(S, k, noise, FLOOR, 0.02)
+    assert 0 <= chosen <= 1
+    free, taken = (
+        weighted_pca(S, k, noise**-p, FLOOR).reconstruction_error(S) for p in (0.0, chosen)
+    )
+    assert taken <= 1.02 * free + 1e-9
     for m in (model, again, fixed):
         assert m.loadings.shape == (len(S), k)
         assert (m.noise >= FLOOR**2 * (1 - 1e-12)).all()
