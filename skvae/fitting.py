@@ -339,20 +339,17 @@ class Fit:
         """A subset of the rows, with the negative ELBO as their loss."""
         s = self.settings
         data = targets[subset].to(s.device, F32)
-        weights = share[subset]
-        alike = bool((weights == weights[0]).all())
-        weights = weights.to(s.device, F32)
+        weights = share[subset].to(s.device, F32)
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
             noise = torch.randn(len(order), s.n_components, generator=generator, dtype=F32)
             return data[order], weights[order], noise.to(s.device)
 
-        def losses(epoch: int, batch: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+        def backward(epoch: int, batch: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
             beta = s.beta * min(1.0, (epoch + 1) / (s.kl_warmup + 1))
-            loss: Tensor = model(batch, noise, beta)
-            return loss if alike else loss * weight
+            return model.backward(batch, noise, weight / len(batch), beta)
 
-        return Rows(len(subset), gather, losses, self._batch_size(len(subset)), generator)
+        return Rows(len(subset), gather, backward, self._batch_size(len(subset)), generator)
 
     def _train_mean(
         self,
@@ -540,12 +537,14 @@ class Fit:
                 with torch.no_grad():
                     return rows[order], weights[order] * len(rows), z, decoder(z)
 
-            def losses(
+            def backward(
                 epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor
             ) -> Tensor:
                 raw = torch.cat([mean, spread.log_var(z)], -1)
                 once_more = 0.5 * excess * (-likelihood.log_var(raw)).exp()
-                return weight * (once_more - likelihood.log_prob(raw, batch)).sum(-1)
+                loss = (weight * (once_more - likelihood.log_prob(raw, batch)).sum(-1)).mean()
+                loss.backward()
+                return loss
 
             evaluate = None
             if len(others):
@@ -563,7 +562,7 @@ class Fit:
 
             batch_size = self._batch_size(len(rows))
             history = trainer.fit(
-                Rows(len(rows), gather, losses, batch_size, generator),
+                Rows(len(rows), gather, backward, batch_size, generator),
                 evaluate,
                 max_iter=epochs,
                 tol=s.tol,

@@ -10,6 +10,8 @@ evaluates, draws or summarises p(x | z) goes through these methods, so the densi
 ``restore(t)``      the inverse, for means and draws (numpy)
 ``embed(t)``        targets -> what the encoder reads (torch)
 ``log_prob``        (raw, targets) -> nats per cell, (..., n_columns)
+``nll_vjp``         (raw, targets) -> minus their sum per row, (n,), and its gradient backwards;
+                    optional, for speed
 ``fisher``          raw -> expected information per raw parameter, (..., n_params)
 ``mean``            raw -> E[x | z], standardised units, (..., n_columns)
 ``sample``          raw -> one draw, standardised units, (..., n_columns)
@@ -20,7 +22,7 @@ validation reads it from there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,16 +42,19 @@ class _Bound(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(value)
-        ctx.low, ctx.high = low, high
-        return value.clamp(low, high)
+        clamped = value.clamp(low, high)
+        ctx.save_for_backward(value, clamped)
+        return clamped
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (value,), (grad,) = ctx.saved_tensors, grads
-        # descent moves value by -grad: outwards below the interval if grad > 0
-        outwards = ((value < ctx.low) & (grad > 0)) | ((value > ctx.high) & (grad < 0))
-        return grad.masked_fill(outwards, 0.0), None, None
+        value, clamped = ctx.saved_tensors
+        return _inwards(grads[0], value, clamped), None, None
+
+
+def _inwards(grad: Tensor, value: Tensor, clamped: Tensor) -> Tensor:
+    """The gradient, zero where descent along it would lead further out of the interval."""
+    return grad.masked_fill((clamped - value) * grad > 0, 0.0)
 
 
 def bound(value: Tensor, low: float, high: float) -> Tensor:
@@ -119,15 +124,44 @@ class Gaussian(nn.Module):
 
     def log_var(self, raw: Tensor) -> Tensor:
         """Log-variances, standardised units: (..., n_columns), or (n_columns,) if constant."""
+        return bound(self._unbounded(raw), self.low, self.high)
+
+    def _unbounded(self, raw: Tensor) -> Tensor:
         log_var = self.base + self.common
-        if self.varies:
-            log_var = log_var + raw[..., self.n_columns :]
-        return bound(log_var, self.low, self.high)
+        return log_var + raw[..., self.n_columns :] if self.varies else log_var
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
         log_var = self.log_var(raw)
         error = (targets - self.mean(raw)) * (-0.5 * log_var).exp()
         return torch.addcmul(-0.5 * (LOG_2PI + log_var), error, error, value=-0.5)
+
+    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        value = self._unbounded(raw)
+        log_var = value.clamp(self.low, self.high)
+        root = (-0.5 * log_var).exp()  # of the precision
+        error = (self.mean(raw) - targets).mul_(root)  # in units of sigma
+        square = error.square()
+        nll = 0.5 * (square.sum(-1) + (log_var + LOG_2PI).sum(-1))
+
+        def back(grad: Tensor) -> Tensor:
+            grad = grad[:, None]
+            to_mean = error.mul_(root).mul_(grad)
+            learned = [p for p in (self.base, self.common) if p.requires_grad]
+            if not (learned or self.varies):
+                return to_mean
+            weight = 0.5 * grad
+            if self.varies:
+                to_log_var = weight - weight * square  # (n, n_columns)
+            else:
+                to_log_var = weight.sum() - weight[:, 0] @ square
+            to_log_var = _inwards(to_log_var, value, log_var)
+            for parameter in learned:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad += to_log_var.sum_to_size(parameter.shape)
+            return torch.cat([to_mean, to_log_var], -1) if self.varies else to_mean
+
+        return nll, back
 
     def fisher(self, raw: Tensor) -> Tensor:
         precision = (-self.log_var(raw)).exp().expand(self.mean(raw).shape)
@@ -183,6 +217,10 @@ class Bernoulli(nn.Module):
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
         return targets * raw - nn.functional.softplus(raw)
+
+    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        nll = (nn.functional.softplus(raw) - targets * raw).sum(-1)
+        return nll, lambda grad: (raw.sigmoid() - targets) * grad[:, None]
 
     def fisher(self, raw: Tensor) -> Tensor:
         p = raw.sigmoid()

@@ -5,6 +5,7 @@ A prior is an ``nn.Module`` with three methods: ``log_prob(z)``, ``kl(mean, log_
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,19 @@ class StandardNormal(nn.Module):
         ``0.5 * (mean^2 + var - 1 - log var)``, of the shape of ``mean``.
         """
         return 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var)
+
+    def kl_vjp(
+        self, mean: Tensor, log_var: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """KL summed over components, (n,), and its gradient backwards to mean and log-variance."""
+        var = log_var.exp()
+        kl = 0.5 * (mean.square() + var - 1.0 - log_var).sum(-1)
+
+        def back(grad: Tensor) -> tuple[Tensor, Tensor]:
+            grad = grad[:, None]
+            return mean * grad, (var - 1.0) * (0.5 * grad)
+
+        return kl, back
 
     def sample(self, n_samples: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Draws of shape (n_samples, n_components)."""

@@ -1,7 +1,7 @@
 """The loop: batches, clipping, early stopping, best weights.
 
 Nothing in this file knows what a variational autoencoder is: it trains any module through a
-function that gives a loss per row.
+function that gives a loss and its gradient.
 """
 
 import itertools
@@ -38,7 +38,7 @@ class History:
 
 @dataclass
 class Rows:
-    """The rows to train on, and how to turn them into losses.
+    """The rows to train on, and how to learn from them.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ class Rows:
     gather : callable
         ``gather(order)``: the tensors that an epoch needs, rows in this order. Called once an
         epoch; batches are slices of what it returns.
-    losses : callable
-        ``losses(epoch, *slices)``: the loss of each row of a batch.
+    backward : callable
+        ``backward(epoch, *slices)``: a batch's mean loss; its gradient is added to the parameters'.
     batch_size : int
     generator : Generator
         Draws the order.
@@ -55,7 +55,7 @@ class Rows:
 
     n_rows: int
     gather: Callable[[Tensor], tuple[Tensor, ...]]
-    losses: Callable[..., Tensor]
+    backward: Callable[..., Tensor]
     batch_size: int
     generator: torch.Generator
 
@@ -135,8 +135,7 @@ class Trainer:
         totals = []
         for start, stop in itertools.pairwise(cuts):
             self.grad.zero_()
-            loss = rows.losses(epoch, *(tensor[start:stop] for tensor in data)).mean()
-            loss.backward()
+            loss = rows.backward(epoch, *(tensor[start:stop] for tensor in data))
             if self.decay is not None:
                 self.grad.addcmul_(self.decay, self.flat)
             if self.max_grad_norm < math.inf:

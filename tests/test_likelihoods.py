@@ -131,6 +131,31 @@ def test_gradients_of_the_density(likelihood):
     assert torch.autograd.gradcheck(lambda r: likelihood.mean(r), (raw,))
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_nll_vjp_is_autograds(likelihood, far):
+    if not hasattr(likelihood, "nll_vjp"):
+        assert isinstance(likelihood, Mixed)
+        return
+    raw, targets = raw_for(likelihood, 6), targets_for(likelihood, 6)
+    if far and likelihood.n_params > likelihood.n_columns:
+        raw[:3, likelihood.n_columns :] += torch.tensor([-60.0, 60.0, -60.0], dtype=F64)[:, None]
+    elif far and isinstance(likelihood, Gaussian):
+        with torch.no_grad():
+            likelihood.base.copy_(torch.tensor([-60.0, 60.0, 0.0]))
+    weights = torch.linspace(0.5, 2.0, 6, dtype=F64)
+    leaf = raw.clone().requires_grad_()
+    nll = -likelihood.log_prob(leaf, targets).sum(-1)
+    learned = [p for p in likelihood.parameters() if p.requires_grad]
+    to_raw, *to_parameters = torch.autograd.grad(nll, [leaf, *learned], weights)
+    for _ in range(2):
+        with torch.no_grad():
+            got, back = likelihood.nll_vjp(raw, targets)
+            torch.testing.assert_close(got, nll, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(back(weights), to_raw, rtol=1e-12, atol=1e-12)
+    for parameter, expected in zip(learned, to_parameters, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * expected, rtol=1e-12, atol=1e-12)
+
+
 def test_draws_follow_the_density(likelihood):
     n = 20_000
     raw = raw_for(likelihood)

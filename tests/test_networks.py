@@ -168,3 +168,62 @@ def test_spread_grows_beyond_reach():
     torch.testing.assert_close(
         growth[4], (4 * torch.log(distance[4]) + 2 * math.log(2)).expand(3), rtol=1e-6, atol=0.0
     )
+
+
+# ---------------------------------------------------------------- gradients in closed form
+
+
+def by_autograd(module, x, grad):
+    """Output, gradient of the input, and gradients of the parameters."""
+    leaf = x.clone().requires_grad_()
+    out = module(leaf)
+    grads = torch.autograd.grad(out, [leaf, *module.parameters()], grad)
+    return out.detach(), grads[0], list(grads[1:])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", [(), (8,), (8, 5)])
+@pytest.mark.parametrize("n_linear", [2, 4])
+@pytest.mark.parametrize("reach", [math.inf, 1.0])
+def test_the_vjp_is_autograds(activation, sizes, n_linear, reach):
+    network = net(3, 4, sizes, activation)
+    module = WithLinear(randn(n_linear, 3, seed=1), randn(4, seed=2), network, reach=reach)
+    x, grad = 2 * randn(6, 3, seed=3), randn(6, 4, seed=4)
+    out, to_x, to_parameters = by_autograd(module, x, grad)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    for _ in range(2):  # gradients add up, as autograd's do
+        got, back = module.vjp(x)
+        torch.testing.assert_close(got, out, **close)
+        torch.testing.assert_close(back(grad, True), to_x, **close)
+    for parameter, expected in zip(module.parameters(), to_parameters, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * expected, **close)
+        parameter.grad = None
+    _, back = module.vjp(x)
+    back(grad, False)
+    for parameter, expected in zip(module.parameters(), to_parameters, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, **close)
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+def test_the_vjp_drops_what_forward_drops(dropping):
+    network, x, grad = net(sizes=(8, 5), dropout=0.5), randn(6, 3), randn(6, 2)
+    layers = [layer for layer in network if isinstance(layer, Dropout)]
+
+    def reseed():
+        for seed, layer in enumerate(layers):
+            layer.generator = generator(seed) if dropping else None
+
+    reseed()
+    out, to_x, _ = by_autograd(network, x, grad)
+    reseed()
+    got, back = network.vjp(x)
+    torch.testing.assert_close(got, out, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(back(grad, True), to_x, rtol=1e-12, atol=1e-12)
+
+
+def test_an_own_network_or_a_gate_leave_gradients_to_autograd():
+    weight, bias = randn(2, 3), randn(2)
+    own = nn.Sequential(nn.Linear(3, 2)).to(F64)
+    assert WithLinear(weight, bias, own).vjp is None
+    assert WithLinear(weight, bias, net(), gate=True).vjp is None
+    assert WithLinear(weight, bias, net()).vjp is not None

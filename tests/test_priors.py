@@ -73,3 +73,18 @@ def test_draws_follow_the_density(dtype):
     correlation = np.corrcoef(draws.T.double().numpy())
     assert np.abs(correlation - np.eye(3)).max() < 4 / math.sqrt(5_000)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_kl_vjp_is_autograds():
+    prior = StandardNormal(3)
+    generator = torch.Generator().manual_seed(0)
+    mean, log_var, grad = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(5, 3)] * 2 + [5]
+    )
+    leaves = mean.clone().requires_grad_(), log_var.clone().requires_grad_()
+    expected = prior.kl(*leaves).sum(-1)
+    grads = torch.autograd.grad(expected, leaves, grad)
+    got, back = prior.kl_vjp(mean, log_var)
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+    for one, other in zip(back(grad), grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)

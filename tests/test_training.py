@@ -31,10 +31,17 @@ def rows_of(trainer, losses=None, gather=None, weights=None, batch_size=8, seed=
     if weights is not None:
         gather = lambda order: (TARGETS[order], weights[order])  # noqa: E731
         losses = lambda epoch, targets, w: w * distance(trainer.module, targets)  # noqa: E731
+    losses = losses or (lambda epoch, targets: distance(trainer.module, targets))
+
+    def backward(epoch, *batch):
+        loss = losses(epoch, *batch).mean()
+        loss.backward()
+        return loss
+
     return Rows(
         len(TARGETS),
         gather or (lambda order: (TARGETS[order],)),
-        losses or (lambda epoch, targets: distance(trainer.module, targets)),
+        backward,
         batch_size,
         torch.Generator().manual_seed(seed),
     )
@@ -324,7 +331,6 @@ def test_an_interruption_within_an_epoch_keeps_the_best_weights():
 
 def noisy(trainer, seed):
     """Rows whose losses draw from the generator, as a variational autoencoder's do."""
-    rows = rows_of(trainer, weights=WEIGHTS, seed=seed)
 
     def gather(order):
         return TARGETS[order], torch.randn(len(order), 3, generator=rows.generator)
@@ -332,7 +338,7 @@ def noisy(trainer, seed):
     def losses(epoch, targets, noise):
         return (1 + epoch) * distance(trainer.module, targets + 0.3 * noise)
 
-    rows.gather, rows.losses = gather, losses
+    rows = rows_of(trainer, losses, gather, seed=seed)
     return rows
 
 

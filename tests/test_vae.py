@@ -18,7 +18,7 @@ F64 = torch.float64
 
 
 def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def network(n_in, n_out, seed=0, loud=True):
@@ -142,6 +142,68 @@ def test_forward_is_the_elbo_of_one_draw():
         p = torch.distributions.Normal(vae.decoder(z), 0.3)
         expected = kl - p.log_prob(targets).sum(1)
     torch.testing.assert_close(got, expected)
+
+
+class Opaque(torch.nn.Module):
+    """A part that knows nothing of its own gradient."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *inputs):
+        return self.part(*inputs)
+
+    def __getattr__(self, name):
+        if name in ("vjp", "nll_vjp", "kl_vjp"):
+            raise AttributeError(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.part, name)
+
+
+class Deaf(torch.nn.Module):
+    """An encoder that ignores its input."""
+
+    def __init__(self, n_out):
+        super().__init__()
+        self.out = torch.nn.Parameter(randn(n_out, seed=9))
+
+    def forward(self, x):
+        return self.out.expand(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vae: None,
+        lambda vae: setattr(vae, "encoder", Opaque(vae.encoder)),
+        lambda vae: setattr(vae, "encoder", Deaf(6)),
+        lambda vae: setattr(vae, "decoder", Opaque(vae.decoder)),
+        lambda vae: setattr(vae, "likelihood", Opaque(vae.likelihood)),
+        lambda vae: setattr(vae, "likelihood", Bernoulli(np.full(5, 0.5))),
+        lambda vae: setattr(vae, "prior", Opaque(vae.prior)),
+        lambda vae: vae.encoder.bias[-1].fill_(40.0),  # a log-variance beyond its bound
+    ],
+    ids=["own", "encoder", "deaf", "decoder", "likelihood", "bernoulli", "prior", "bound"],
+)
+def test_backward_is_autograds(change):
+    vae, *_ = linear_model(k=3)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter += 0.1 * randn(*parameter.shape, seed=5)
+        change(vae)
+    targets, noise = randn(6, 5, seed=3).abs().clamp_max(1.0), randn(6, 3, seed=4)
+    weights = torch.linspace(0.0, 0.3, 6, dtype=F64)
+    learned = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    expected = weights @ vae(targets, noise, 0.7)
+    grads = torch.autograd.grad(expected, learned)
+    got = vae.backward(targets, noise, weights, 0.7)
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-12, atol=1e-12)
+    assert not got.requires_grad
+    for parameter, grad in zip(learned, grads, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-11, atol=1e-11)
 
 
 def test_beta_enters_linearly_and_weighs_the_kl():
