@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+CHUNK = 4096  # rows at a time: temporary arrays stay small
 
 
 def text_column(X: Any) -> str:
@@ -103,14 +104,17 @@ def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     A column that is constant, up to rounding, has scale 1.
     """
     # divide by a power of two near the largest magnitude first: 1e300 squared overflows
-    _, exponent = np.frexp(np.abs(T).max(axis=0))
+    _, exponent = np.frexp(np.maximum(np.abs(T.min(axis=0)), np.abs(T.max(axis=0))))
     unit = np.ldexp(1.0, exponent - 1)
-    small = T / unit
     share = (weights / weights.sum())[:, None]
+    slices = [slice(start, start + CHUNK) for start in range(0, len(T), CHUNK)]
     # plain sums: a product with BLAS would depend on its number of threads
-    mean = (share * small).sum(axis=0)
-    deviation = np.sqrt((share * (small - mean) ** 2).sum(axis=0))
-    constant = (T == T[0]).all(axis=0)
-    mean = np.where(constant, small[0], mean)
-    constant |= deviation <= 10 * np.finfo(float).eps * np.abs(small).max(axis=0)
+    mean = np.sum([(share[c] * (T[c] / unit)).sum(axis=0) for c in slices], axis=0)
+    square = [(share[c] * (T[c] / unit - mean) ** 2).sum(axis=0) for c in slices]
+    deviation = np.sqrt(np.sum(square, axis=0))
+    lowest, highest = T.min(axis=0), T.max(axis=0)
+    constant = lowest == highest
+    mean = np.where(constant, lowest / unit, mean)
+    largest = np.maximum(np.abs(lowest), np.abs(highest)) / unit
+    constant |= deviation <= 10 * np.finfo(float).eps * largest
     return mean * unit, np.where(constant, 1.0, deviation * unit)

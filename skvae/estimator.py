@@ -533,22 +533,26 @@ class VAETransformer(
         self.validation_scores_ = [score - unit for score in fit.scores]
         self.best_validation_score_ = None if fit.best_score is None else fit.best_score - unit
         self.precision_power_ = fit.power
-        likelihood = self.module_.likelihood
-        gaussian = self._family == "gaussian"
+        module = self._module(np.dtype(np.float32))  # enough for means over rows
+        likelihood = module.likelihood
+        varies = getattr(likelihood, "varies", False)
         share = torch.from_numpy(weights / weights.sum())
         kl = torch.zeros(self._n_features_out, dtype=torch.float64)
         variance = torch.zeros(self.n_features_in_, dtype=torch.float64)
         with torch.no_grad():
-            for rows, targets in self._batches(T, torch.float64, _width(self.module_)):
-                mean, log_var = self.module_.posterior(targets)
-                kl += share[rows] @ self.module_.prior.kl(mean, log_var)
-                if gaussian:
-                    log_var = likelihood.log_var(self.module_.decoder(mean))
-                    variance += share[rows] @ log_var.expand_as(targets).exp()
+            for rows, targets in self._batches(T, torch.float32, _width(module)):
+                mean, log_var = module.posterior(targets)
+                kl += share[rows] @ module.prior.kl(mean, log_var).double()
+                if varies:
+                    log_var = likelihood.log_var(module.decoder(mean))
+                    variance += share[rows] @ log_var.exp().double()
         self.kl_per_component_ = kl.numpy()
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
         self.__dict__.pop("noise_variance_", None)  # an earlier fit's
-        if gaussian:
+        if self._family == "gaussian":
+            if not varies:
+                log_var = self.module_.likelihood.log_var(torch.empty(0))
+                variance = log_var.detach().exp()
             with np.errstate(over="ignore", under="ignore"):  # units beyond 1e154 or below 1e-154
                 self.noise_variance_ = variance.numpy() * likelihood.scale**2
 

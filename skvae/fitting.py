@@ -23,6 +23,7 @@ from .columns import Floats, location_and_scale
 from .likelihoods import LOG_2PI, Bernoulli, Gaussian
 from .networks import Dropout, Spread, WithLinear, linear_layer, mlp, silence
 from .priors import StandardNormal
+from .spread import Sample, SpreadFit
 from .training import History, Rows, Trainer
 from .vae import VAE
 
@@ -170,7 +171,7 @@ class Fit:
             self._keep(model)
         self.losses.append(loss)
         if self.settings.separate_spread:
-            self._fit_spread(targets, share, rows, rows[:0], generator, True, n_rounds=1, epochs=1)
+            self._fit_spread(targets, share, rows, rows[:0], generator, True, 1, 1)
         else:
             self.module = self.mean
         self.generator_state = generator.get_state()
@@ -182,15 +183,13 @@ class Fit:
         s = self.settings
         d, k = T.shape[1], s.n_components
         shift, scale = location_and_scale(T, weights)
-        share = torch.from_numpy(weights / weights.sum())[:, None]
         if s.family == "bernoulli":
             likelihood: Any = Bernoulli(shift.clip(RAREST, 1 - RAREST))
             inputs = likelihood.embed(torch.from_numpy(T))
         else:
             inputs = torch.from_numpy((T - shift) / scale)
-        center = (share * inputs).sum(0)
-        S = (inputs - center).T @ (share * (inputs - center))
-        model = self._linear_model(0.5 * (S + S.T))
+        center, S = linear.covariance(inputs, torch.from_numpy(weights / weights.sum()))
+        model = self._linear_model(S)
         if s.family == "bernoulli":
             # x is about p + p (1 - p) * loadings z: through the link's slope, in inputs' units
             weight = model.loadings / likelihood.spread[:, None]
@@ -453,19 +452,9 @@ class Fit:
         generator: torch.Generator,
         go_on: bool,
         n_rounds: int = SPREAD_ROUNDS,
-        epochs: int = SPREAD_EPOCHS,
+        n_epochs: int = SPREAD_EPOCHS,
     ) -> None:
-        """Fit a spread per column, as a function of z, around the mean, which stays as it is.
-
-        Expectation-maximisation. The posteriors of rows under the present spread are
-        `VAE.laplace`'s: the encoder's would not do, since they belong to the one spread common to
-        all columns, and blur what some columns say precisely. Given them, first one variance per
-        column, in closed form, then the network of log-variances, by gradient.
-
-        An error as large as the largest seen in its column counts once more, spread over all
-        rows: the next row may be the next such row, and a spread that has seen none near its z
-        must not exclude it.
-        """
+        """Fit a spread per column, as a function of z, around the mean, which stays as it is."""
         s = self.settings
         spread: Any = copy.deepcopy(self.density.decoder)
         spread.decoder = copy.deepcopy(self.mean.decoder)
@@ -476,107 +465,24 @@ class Fit:
             self.mean.prior,
         )
         model.eval()
-        model = model.to(F32)
-        decoder, likelihood = model.decoder.decoder, model.likelihood
-        train, held_out = train[:SPREAD_ROWS], held_out[: SPREAD_ROWS // 8]
-        weights = (share[train] / share[train].sum()).float()
-        rows, others = targets[train].float(), targets[held_out].float()
-        other_weights = (share[held_out] / share[held_out].sum()).float()
-        k = s.n_components
-        points = torch.randn(64, k, generator=generator, dtype=F32)
-        best, best_score = copy.deepcopy(model.state_dict()), -math.inf
-
-        def judge() -> None:
-            nonlocal best, best_score
-            if not len(others):
-                best = copy.deepcopy(model.state_dict())
-                return
-            with torch.no_grad():
-                log_prob = torch.cat([model.log_prob(b, points) for b in others.split(64)])
-            score = float((other_weights * log_prob).sum())
-            if score > best_score:
-                best, best_score = copy.deepcopy(model.state_dict()), score
-
+        rows, others = (
+            Sample(targets[subset].float(), (share[subset] / share[subset].sum()).float())
+            for subset in (train[:SPREAD_ROWS], held_out[: SPREAD_ROWS // 8])
+        )
         excess = self.excess if go_on else None
-        if excess is not None:
-            with torch.no_grad():
-                error = (rows - decoder(_posteriors(model, rows)[0])).square()
-            excess = torch.maximum(excess, error.amax(0) / len(rows))
-        else:
-            judge()
-            excess = rows.new_zeros(rows.shape[1])
-            mode, factor = _posteriors(model, rows)
-            for _ in range(6):
-                with torch.no_grad():
-                    moment = torch.zeros_like(excess)
-                    for _ in range(8):
-                        noise = torch.randn(*mode.shape, 1, generator=generator, dtype=F32)
-                        error = (rows - decoder(mode + (factor @ noise)[..., 0])).square()
-                        moment += weights @ error / 8
-                        excess = torch.maximum(excess, error.amax(0) / len(rows))
-                    variance = (moment + excess).clamp_min(s.noise_floor**2)
-                    likelihood.base.copy_(variance.log())
-                mode, factor = _posteriors(model, rows, mode, 1)
-            if len(others):
-                with torch.no_grad():
-                    error = (others - decoder(_posteriors(model, others)[0])).square()
-                    excess = torch.maximum(excess, error.amax(0) / len(rows))
-                    likelihood.base.copy_(torch.maximum(likelihood.base, excess.log()))
-        self.excess = excess
-        judge()
-        trained = nn.ModuleList([spread.network, likelihood])
-        for _ in range(0 if self.interrupted else n_rounds):
-            mode, factor = _posteriors(model, rows)
-            trainer = Trainer(trained, s.learning_rate_init, s.max_grad_norm)
-
-            def gather(
-                order: Tensor, mode: Tensor = mode, factor: Tensor = factor
-            ) -> tuple[Tensor, ...]:
-                noise = torch.randn(len(order), k, 1, generator=generator, dtype=F32)
-                z = mode[order] + (factor[order] @ noise)[..., 0]
-                with torch.no_grad():
-                    return rows[order], weights[order] * len(rows), z, decoder(z)
-
-            def backward(
-                epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor
-            ) -> Tensor:
-                raw = torch.cat([mean, spread.log_var(z)], -1)
-                once_more = 0.5 * excess * (-likelihood.log_var(raw)).exp()
-                loss = (weight * (once_more - likelihood.log_prob(raw, batch)).sum(-1)).mean()
-                loss.backward()
-                return loss
-
-            evaluate = None
-            if len(others):
-                other_mode, other_factor = _posteriors(model, others)
-                noise = torch.randn(8, *other_mode.shape, 1, generator=generator, dtype=F32)
-                z = other_mode + (other_factor @ noise)[..., 0]  # (8, n, k)
-                with torch.no_grad():
-                    means = decoder(z.reshape(-1, k)).reshape(*z.shape[:2], -1)
-
-                def evaluate(z: Tensor = z, means: Tensor = means) -> float:
-                    with torch.no_grad():
-                        raw = torch.cat([means, spread.log_var(z)], -1)
-                        cells = likelihood.log_prob(raw, others).sum(-1).mean(0)
-                        return float(other_weights @ cells)
-
-            batch_size = self._batch_size(len(rows))
-            history = trainer.fit(
-                Rows(len(rows), gather, backward, batch_size, generator),
-                evaluate,
-                max_iter=epochs,
-                tol=s.tol,
-                n_iter_no_change=max(1, s.n_iter_no_change // 2),
-            )
-            judge()
-            if history.interrupted:
-                self.interrupted = True
-                break
+        fit = SpreadFit(model.to(F32), rows, others, s.noise_floor, generator, excess)
+        finished = fit.run(
+            0 if self.interrupted else n_rounds,
+            n_epochs=n_epochs,
+            batch_size=self._batch_size(len(rows)),
+            learning_rate=s.learning_rate_init,
+            max_grad_norm=s.max_grad_norm,
+            tol=s.tol,
+            n_iter_no_change=max(1, s.n_iter_no_change // 2),
+        )
+        self.interrupted |= not finished
+        self.excess = fit.excess
         model = model.to(F64)
-        model.load_state_dict({n: v.to(F64) for n, v in best.items()})
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()  # out of the trainer's buffer
-            parameter.grad = None
         # means and encoder exactly as trained, not through float32
         model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
         self.density = self.module = model
@@ -624,18 +530,6 @@ class Fit:
 @functools.cache
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
-
-
-def _posteriors(
-    model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int = 2
-) -> tuple[Tensor, Tensor]:
-    """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
-    parts = []
-    with torch.no_grad():
-        for rows in torch.arange(len(targets)).split(128):
-            begin = None if start is None else start[rows]
-            parts.append(model.laplace(targets[rows], begin, n_steps))
-    return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])
 
 
 @contextlib.contextmanager

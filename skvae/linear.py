@@ -57,6 +57,16 @@ class LinearModel:
         return float((S.diagonal().sum() - 2 * cross + (WW * (self.encoder @ SE)).sum()) / len(S))
 
 
+def covariance(inputs: Tensor, share: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """Weighted mean (d,) and covariance (d, d) of rows (n, d) whose shares (n,) sum to one."""
+    center = share @ inputs
+    S = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
+    for rows, part in zip(inputs.split(chunk), share.split(chunk), strict=True):
+        deviation = rows - center
+        S.addmm_(deviation.T, part[:, None] * deviation)
+    return center, 0.5 * (S + S.T)
+
+
 def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
     """The same model with its components rotated, falling by information, signs fixed."""
     _, R = torch.linalg.eigh((loadings / noise[:, None]).T @ loadings)

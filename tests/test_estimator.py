@@ -374,7 +374,8 @@ def test_kl_per_component_is_the_mean_over_the_training_rows(max_iter):
     estimator = quick(max_iter=max_iter, init="random").fit(X)
     mean, std = estimator.posterior(X)
     expected = 0.5 * (mean**2 + std**2 - 1 - 2 * np.log(std)).mean(0)
-    np.testing.assert_allclose(estimator.kl_per_component_, expected, rtol=1e-12)
+    # computed in float32
+    np.testing.assert_allclose(estimator.kl_per_component_, expected, rtol=1e-6, atol=1e-6)
     assert estimator.n_active_components_ == (expected > 0.01).sum()
 
 
@@ -908,6 +909,25 @@ def test_interruption_in_a_later_stage_keeps_a_usable_model(stage, monkeypatch):
     estimator = quick(max_iter=30, learning_rate_init=1e-2)
     with pytest.warns(ConvergenceWarning, match="Interrupted"):
         estimator.fit(curved())
+    assert np.isfinite(estimator.transform(curved())).all()
+    assert np.isfinite(estimator.score(curved()))
+
+
+@pytest.mark.parametrize("call", [0, 3, 7])
+def test_interruption_between_trainings_keeps_a_usable_model(call, monkeypatch):
+    original, calls = skvae.spread.posteriors, []
+
+    def posteriors(*args):
+        calls.append(args)
+        if len(calls) > call:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(skvae.spread, "posteriors", posteriors)
+    estimator = quick(max_iter=30, learning_rate_init=1e-2)
+    with pytest.warns(ConvergenceWarning, match="Interrupted"):
+        estimator.fit(curved())
+    assert len(calls) == call + 1
     assert np.isfinite(estimator.transform(curved())).all()
     assert np.isfinite(estimator.score(curved()))
 

@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 
+from skvae import linear
 from skvae.linear import LinearModel, choose_power, factor_analysis, refit, rotated, weighted_pca
 
 F64 = torch.float64
@@ -346,3 +347,14 @@ def test_awkward_columns_give_a_finite_model_above_the_floor(make, k, power):
         off = inner - inner.diagonal().diag()
         assert off.abs().max() <= 1e-9 * (1 + m.eigenvalues.max())
     assert score(S, again.loadings, again.noise) >= score(S, model.loadings, model.noise) - 1e-6
+
+
+def test_covariance_is_numpys_whatever_the_chunks():
+    random = np.random.default_rng(0)
+    X, weights = random.normal(size=(50, 4)) + 3.0, random.uniform(size=50)
+    share = torch.from_numpy(weights / weights.sum())
+    expected = np.cov(X.T, aweights=weights, ddof=0)
+    for chunk in (7, 50, 4096):
+        center, S = linear.covariance(torch.from_numpy(X), share, chunk)
+        np.testing.assert_allclose(center, np.average(X, axis=0, weights=weights), rtol=1e-12)
+        np.testing.assert_allclose(S, expected, rtol=1e-12)

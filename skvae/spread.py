@@ -1,0 +1,203 @@
+"""The spread of a density around a mean that stays as it is: sigma_j(z) of each column.
+
+Expectation-maximisation. The posteriors of rows under the present spread are `VAE.laplace`'s: the
+encoder's would not do, since they belong to the one spread common to all columns that the mean was
+trained with, and blur what some columns say precisely. Given them, first one variance per column,
+in closed form, then the network of log-variances, by gradient.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .training import Rows, Trainer
+from .vae import VAE
+
+N_VARIANCE_STEPS = 6  # of expectation-maximisation for one variance per column
+N_DRAWS = 8  # of z, wherever an expectation over a row's posterior is taken
+
+
+@dataclass
+class Sample:
+    """Targets (n, n_columns), float32, and their shares of the weight, which sum to one."""
+
+    targets: Tensor
+    share: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class SpreadFit:
+    """Fit the spread of a model whose mean stays as it is.
+
+    An error as large as the largest seen in its column counts once more, spread over all rows:
+    the next row may be the next such row, and a spread that has seen none near its z must not
+    exclude it. ``excess`` holds these, (n_columns,).
+
+    Parameters
+    ----------
+    model : VAE
+        float32; its decoder is a `Spread`, its likelihood a `Gaussian` that varies.
+    rows, others : Sample
+        To learn from, and held-out ones to judge by; without others the last spread is kept.
+    floor : float
+        Lowest standard deviation, in standardised units.
+    generator : Generator
+    excess : Tensor of shape (n_columns,), default=None
+        That of an earlier fit to go on from, whose spread is then the start.
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        rows: Sample,
+        others: Sample,
+        floor: float,
+        generator: torch.Generator,
+        excess: Tensor | None = None,
+    ) -> None:
+        self.model, self.rows, self.others = model, rows, others
+        self.floor, self.generator = floor, generator
+        self.spread, self.mean = model.decoder, model.decoder.decoder
+        self.likelihood = model.likelihood
+        self.goes_on = excess is not None
+        self.excess = torch.zeros_like(rows.targets[0]) if excess is None else excess
+        self.points = self._noise(64, model.prior.n_components)
+        self.best, self.best_score = copy.deepcopy(model.state_dict()), -math.inf
+
+    def run(
+        self,
+        n_rounds: int,
+        n_epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        max_grad_norm: float,
+        tol: float,
+        n_iter_no_change: int,
+    ) -> bool:
+        """Fit, leave the best spread in the model, and return whether all went to its end."""
+        finished = True
+        try:
+            if self.goes_on:
+                self._note_errors(self.rows)
+            else:
+                self._judge()
+                self._fit_variances()
+            self._judge()
+            for _ in range(n_rounds):
+                trainer = Trainer(
+                    nn.ModuleList([self.spread.network, self.likelihood]),
+                    learning_rate,
+                    max_grad_norm,
+                )
+                history = trainer.fit(
+                    self._training_rows(batch_size),
+                    self._evaluation() if len(self.others) else None,
+                    max_iter=n_epochs,
+                    tol=tol,
+                    n_iter_no_change=n_iter_no_change,
+                )
+                self._judge()
+                if history.interrupted:
+                    finished = False
+                    break
+        except KeyboardInterrupt:
+            finished = False
+        self.model.load_state_dict(self.best)
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.clone()  # out of the trainer's buffer
+            parameter.grad = None
+        return finished
+
+    def _judge(self) -> None:
+        """Keep the present spread if the held-out rows' density is the best so far."""
+        score = math.inf
+        if len(self.others):
+            with torch.no_grad():
+                batches = self.others.targets.split(64)
+                log_prob = torch.cat([self.model.log_prob(b, self.points) for b in batches])
+            score = float((self.others.share * log_prob).sum())
+        if score > self.best_score or not len(self.others):
+            self.best, self.best_score = copy.deepcopy(self.model.state_dict()), score
+
+    def _note_errors(self, sample: Sample) -> None:
+        """Take the largest errors at the modes into account."""
+        mode, _ = posteriors(self.model, sample.targets)
+        with torch.no_grad():
+            self._note(sample.targets, mode)
+
+    def _note(self, targets: Tensor, z: Tensor) -> Tensor:
+        error: Tensor = (targets - self.mean(z)).square()
+        self.excess = torch.maximum(self.excess, error.amax(0) / len(self.rows))
+        return error
+
+    def _fit_variances(self) -> None:
+        """One variance per column."""
+        targets, share, base = self.rows.targets, self.rows.share, self.likelihood.base
+        mode, factor = posteriors(self.model, targets)
+        for _ in range(N_VARIANCE_STEPS):
+            with torch.no_grad():
+                moment = torch.zeros_like(self.excess)
+                for _ in range(N_DRAWS):
+                    z = mode + (factor @ self._noise(*mode.shape, 1))[..., 0]
+                    moment += share @ self._note(targets, z) / N_DRAWS
+                base.copy_((moment + self.excess).clamp_min(self.floor**2).log())
+            mode, factor = posteriors(self.model, targets, mode, 1)
+        if len(self.others):
+            self._note_errors(self.others)
+            with torch.no_grad():
+                base.copy_(torch.maximum(base, self.excess.log()))
+
+    def _training_rows(self, batch_size: int) -> Rows:
+        """The rows at draws from their posteriors under the present spread."""
+        targets, weights = self.rows.targets, self.rows.share * len(self.rows)
+        mode, factor = posteriors(self.model, targets)
+
+        def gather(order: Tensor) -> tuple[Tensor, ...]:
+            z = mode[order] + (factor[order] @ self._noise(len(order), mode.shape[1], 1))[..., 0]
+            with torch.no_grad():
+                return targets[order], weights[order], z, self.mean(z)
+
+        def backward(epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+            raw = torch.cat([mean, self.spread.log_var(z)], -1)
+            once_more = 0.5 * self.excess * (-self.likelihood.log_var(raw)).exp()
+            loss = (weight * (once_more - self.likelihood.log_prob(raw, batch)).sum(-1)).mean()
+            loss.backward()
+            return loss
+
+        return Rows(len(targets), gather, backward, batch_size, self.generator)
+
+    def _evaluation(self) -> Callable[[], float]:
+        """Held-out expected log-likelihood, at fixed draws from the present posteriors."""
+        targets, share = self.others.targets, self.others.share
+        mode, factor = posteriors(self.model, targets)
+        z = mode + (factor @ self._noise(N_DRAWS, *mode.shape, 1))[..., 0]  # (draws, n, k)
+        with torch.no_grad():
+            means = self.mean(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
+
+        def evaluate() -> float:
+            with torch.no_grad():
+                raw = torch.cat([means, self.spread.log_var(z)], -1)
+                return float(share @ self.likelihood.log_prob(raw, targets).sum(-1).mean(0))
+
+        return evaluate
+
+    def _noise(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
+
+
+def posteriors(
+    model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int = 2
+) -> tuple[Tensor, Tensor]:
+    """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
+    parts = []
+    with torch.no_grad():
+        for rows in torch.arange(len(targets)).split(128):
+            begin = None if start is None else start[rows]
+            parts.append(model.laplace(targets[rows], begin, n_steps))
+    return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])
