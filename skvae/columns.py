@@ -23,6 +23,23 @@ def text_column(X: Any) -> str:
     return ""
 
 
+def check_no_dates(X: Any) -> None:
+    """Refuse columns of dates and durations, naming the first.
+
+    Raises
+    ------
+    TypeError
+    """
+    named = {f"Column {name!r} of X": X[name].dtype for name in getattr(X, "columns", ())}
+    for name, dtype in (named or {"X": getattr(X, "dtype", "")}).items():
+        kind = str(dtype).lower()
+        if kind.startswith(("date", "time", "duration", "period")):
+            raise TypeError(
+                f"{name} holds {dtype}. Convert dates and durations to numbers first, for example "
+                "to days since the first: (dates - dates.min()) / np.timedelta64(1, 'D')."
+            )
+
+
 def check_finite(X: NDArray[Any], names: list[str]) -> None:
     """Refuse NaN and infinities, naming the column and the row.
 

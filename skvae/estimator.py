@@ -162,7 +162,7 @@ class VAETransformer(
         Seeds weights, held-out rows, order and noise. An int gives the same bits each time, at an
         equal number of torch threads. torch's and numpy's global generators are left alone.
     verbose : int, default=0
-        1 prints a line an epoch.
+        1 prints a line an epoch of `fit`; `partial_fit` prints nothing.
     device : str, default="auto"
         Where to train: "cpu", "cuda", "cuda:1", "mps"; "auto" takes CUDA where there is one. The
         fitted model is on the CPU.
@@ -196,6 +196,7 @@ class VAETransformer(
         rows; infinite where no float is that large. Only where the likelihood is Gaussian.
     kl_per_component_ : ndarray of shape (n_components,)
         Mean of KL(q(z_i | x) || p(z_i)) over the training rows: nats that a component carries.
+        After `partial_fit`: over its last batch.
     n_active_components_ : int
         Components that carry more than 0.01 nats.
 
@@ -404,6 +405,8 @@ class VAETransformer(
         fraction = p["validation_fraction"]
         _check_number("validation_fraction", fraction, 0, 1, open_low=True, open_high=True)
         _check_integer("n_iter_no_change", p["n_iter_no_change"], 1)
+        if not isinstance(p["verbose"], bool | np.bool_):
+            _check_integer("verbose", p["verbose"], 0)
         if p["max_grad_norm"] != math.inf:  # no limit
             _check_number("max_grad_norm", p["max_grad_norm"], 0, open_low=True)
         for name in ("early_stopping", "warm_start"):
@@ -433,6 +436,7 @@ class VAETransformer(
     def _validated(self, X: Any, reset: bool) -> NDArray[Any]:
         """X as a matrix of finite numbers, float32 or float64."""
         dtypes = [np.float64, np.float32]
+        columns.check_no_dates(X)
         try:
             # whether all are finite is checked below, where columns have names
             array: NDArray[Any] = validate_data(
@@ -871,7 +875,8 @@ def _check_device(value: Any) -> str:
     if value == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=torch.device(value))
+        if (torch.zeros(1, device=torch.device(value)) + 1).item() != 1:  # "meta" holds no numbers
+            raise RuntimeError("it does not compute")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"device={value!r} is not available here ({str(error).splitlines()[0]}). "

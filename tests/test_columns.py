@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from skvae import VAETransformer
 from skvae.columns import (
     check_finite,
+    check_no_dates,
     check_support,
     distinct_rows,
     location_and_scale,
@@ -154,3 +156,22 @@ def test_text_column_is_found(library):
     assert text_column(frame) == "Column 'kind': "  # text that reads as numbers is let through
     assert text_column(frame[["size"]]) == ""
     assert text_column(np.zeros((2, 2))) == ""
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+@pytest.mark.parametrize("kind", ["datetime64[ms]", "timedelta64[ms]"])
+def test_dates_are_refused_by_name(library, kind):
+    when = np.arange(3).astype(kind)
+    frame = pytest.importorskip(library).DataFrame({"size": [1.0, 2.0, 3.0], "when": when})
+    with pytest.raises(TypeError, match=r"Column 'when' of X holds .*Convert dates"):
+        check_no_dates(frame)
+    check_no_dates(frame[["size"]])
+    with pytest.raises(TypeError, match=r"X holds .*64\[ms\]\. Convert dates"):
+        check_no_dates(when[:, None])
+
+
+def test_a_table_with_dates_is_refused_by_the_estimator():
+    frame = pytest.importorskip("pandas").DataFrame({"a": [1.0, 2.0], "when": np.arange(2)})
+    frame["when"] = frame["when"].astype("datetime64[s]")
+    with pytest.raises(TypeError, match="Column 'when' of X holds"):
+        VAETransformer().fit(frame)

@@ -119,6 +119,9 @@ BAD_PARAMETERS = [
     ("random_state", "seed", ValueError, "'seed' cannot be used to seed"),
     ("device", "abacus", ValueError, "device='abacus' is not available here", "device='auto'"),
     ("device", None, ValueError, "device=None is not available here", "device='auto'"),
+    ("device", "meta", ValueError, "device='meta' is not available here", "'cpu'"),
+    ("verbose", -1, ValueError, "verbose must be an integer of at least 0, got -1."),
+    ("verbose", "yes", TypeError, "verbose must be an integer of at least 0, got 'yes'."),
     ("device", "cuda:99", ValueError, "device='cuda:99' is not available here", "'cpu'"),
 ]
 
