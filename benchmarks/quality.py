@@ -326,7 +326,7 @@ def bounds(name: str) -> list[Bound]:
     ]
 
 
-def _cell(values: pd.Series, digits: int, signed: bool = False) -> str:
+def cell(values: pd.Series, digits: int, signed: bool = False) -> str:
     """Return the mean over seeds and its standard error."""
     if values.isna().all():
         return ""
@@ -360,13 +360,13 @@ def results_table(records: list[Record]) -> str:
         [
             f"{name}, {group['n_components'].iloc[0]}",
             model,
-            _cell(group["loglik"], 2),
-            _cell(group["gain"], 2, signed=True),
-            _cell(group["mse"], 3),
-            _cell(group["mse_ratio"], 3),
-            _cell(group["mse_over_pca"], 3),
-            _cell(group["accuracy"], 3),
-            _cell(group["accuracy_gain"], 3, signed=True),
+            cell(group["loglik"], 2),
+            cell(group["gain"], 2, signed=True),
+            cell(group["mse"], 3),
+            cell(group["mse_ratio"], 3),
+            cell(group["mse_over_pca"], 3),
+            cell(group["accuracy"], 3),
+            cell(group["accuracy_gain"], 3, signed=True),
             f"{group['fit_seconds'].mean():.2f}",
         ]
         for (name, model), group in _groups(records)
@@ -387,7 +387,7 @@ def verdict_table(records: list[Record]) -> str:
             name,
             model,
             f"{bound.job}. {measures[bound.key]}",
-            _cell(group[bound.key], 3),
+            cell(group[bound.key], 3),
             bound.text,
             "pass" if bound.holds(group[bound.key].mean()) else "**FAIL**",
         ]
