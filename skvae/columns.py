@@ -14,11 +14,11 @@ CHUNK = 4096  # rows at a time: temporary arrays stay small
 
 
 def text_column(X: Any) -> str:
-    """How an error message begins that is about the first column of a table with text in it."""
+    """How an error message begins about a table's first column that does not read as numbers."""
     for name in getattr(X, "columns", ()):
         try:
             np.asarray(X[name], dtype=np.float64)
-        except ValueError:
+        except (TypeError, ValueError):
             return f"Column {name!r}: "
     return ""
 
@@ -30,10 +30,13 @@ def check_no_dates(X: Any) -> None:
     ------
     TypeError
     """
-    named = {f"Column {name!r} of X": X[name].dtype for name in getattr(X, "columns", ())}
-    for name, dtype in (named or {"X": getattr(X, "dtype", "")}).items():
-        kind = str(dtype).lower()
-        if kind.startswith(("date", "time", "duration", "period")):
+    named: list[tuple[str, Any]] = []
+    if isinstance(X, np.ndarray) and X.ndim == 2:
+        named = [("X", X.dtype)]
+    elif hasattr(X, "__array__") and hasattr(X, "columns") and hasattr(X, "dtypes"):
+        named = [(f"Column {n!r} of X", d) for n, d in zip(X.columns, X.dtypes, strict=True)]
+    for name, dtype in named:
+        if str(dtype).lower().startswith(("date", "time", "duration", "period")):
             raise TypeError(
                 f"{name} holds {dtype}. Convert dates and durations to numbers first, for example "
                 "to days since the first: (dates - dates.min()) / np.timedelta64(1, 'D')."
@@ -127,8 +130,14 @@ def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     slices = [slice(start, start + CHUNK) for start in range(0, len(T), CHUNK)]
     # plain sums: a product with BLAS would depend on its number of threads
     mean = np.sum([(share[c] * (T[c] / unit)).sum(axis=0) for c in slices], axis=0)
-    square = [(share[c] * (T[c] / unit - mean) ** 2).sum(axis=0) for c in slices]
-    deviation = np.sqrt(np.sum(square, axis=0))
+    first, second = np.zeros_like(mean), np.zeros_like(mean)
+    for c in slices:
+        residual = T[c] / unit - mean
+        first += (share[c] * residual).sum(axis=0)
+        second += (share[c] * residual**2).sum(axis=0)
+    # the first sums' rounding, mended: else a constant column of many rows seems to vary
+    mean += first
+    deviation = np.sqrt((second - first**2).clip(min=0.0))
     lowest, highest = T.min(axis=0), T.max(axis=0)
     constant = lowest == highest
     mean = np.where(constant, lowest / unit, mean)

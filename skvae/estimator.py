@@ -455,6 +455,12 @@ class VAETransformer(
                     f"{what}. Pass both parts as columns: np.hstack([X.real, X.imag])."
                 ) from error
             raise
+        except TypeError as error:
+            if "float() argument must be" in str(error):
+                raise TypeError(
+                    f"{columns.text_column(X)}{error}. Convert what these objects are to numbers."
+                ) from error
+            raise
         columns.check_finite(array, self._column_names())
         return array
 

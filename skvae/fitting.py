@@ -116,7 +116,7 @@ class Fit:
 
     def run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
         """Fit on distinct rows and their weights; ``go_on`` from the model there is."""
-        with self._threads(T), _explained():
+        with self._threads(T), _explained(), torch.inference_mode(False), torch.enable_grad():
             self._run(T, weights, on_epoch, go_on)
 
     def _run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
@@ -147,7 +147,7 @@ class Fit:
 
     def run_pass(self, T: Floats, weights: Floats) -> None:
         """One pass over a batch of rows, going on exactly where the last one ended."""
-        with self._threads(T), _explained():
+        with self._threads(T), _explained(), torch.inference_mode(False), torch.enable_grad():
             self._run_pass(T, weights)
 
     def _run_pass(self, T: Floats, weights: Floats) -> None:
@@ -275,13 +275,13 @@ class Fit:
 
     def _network(
         self, side: str, n_in: int, n_out: int, generator: torch.Generator
-    ) -> tuple[nn.Module, bool]:
-        """The network of one side, and whether it needs a gate to be silent at first."""
+    ) -> tuple[nn.Module, bool, bool]:
+        """The network of one side, whether it needs a gate to be silent, and whether it is ours."""
         s = self.settings
         own = getattr(s, side)
         if own is None:
             network = mlp(n_in, n_out, self._sizes(side), s.activation, s.dropout, generator)
-            return (network if s.init == "random" else silence(network)), False
+            return (network if s.init == "random" else silence(network)), False, True
         if isinstance(own, nn.Module):
             network_own: Any = copy.deepcopy(own)
         else:
@@ -305,7 +305,7 @@ class Fit:
                 f"{side} must map (n, {n_in}) to (n, {n_out}), but (2, {n_in}) became {shape}, "
                 f"expected (2, {n_out})."
             )
-        return network_own, s.init == "linear"
+        return network_own, s.init == "linear", False
 
     # ---------------------------------------------------------------- the mean
 

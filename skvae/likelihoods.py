@@ -145,7 +145,7 @@ class Gaussian(nn.Module):
 
         def back(grad: Tensor) -> Tensor:
             grad = grad[:, None]
-            to_mean = error.mul_(root).mul_(grad)
+            to_mean = (error * root).mul_(grad)
             learned = [p for p in (self.base, self.common) if p.requires_grad]
             if not (learned or self.varies):
                 return to_mean

@@ -7,8 +7,8 @@ posterior's means and log-variances side by side; a decoder maps (n, n_component
 
 A step of a small network spends most of its time in autograd's bookkeeping. The modules here offer,
 beside ``forward``, the same with its gradient in closed form: ``out, back = module.vjp(x)`` (a
-vector-Jacobian product), where ``back(grad)`` adds to the gradients of the module's parameters and
-returns the gradient with respect to x.
+vector-Jacobian product), where ``back(grad, True)`` adds to the gradients of the parameters and
+returns the gradient with respect to x. What ``back(grad, False)`` returns is of no use.
 """
 
 import math
@@ -68,7 +68,7 @@ class Dropout(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Linear layers, activations and `Dropout` in turn."""
+    """Linear layers, activations and `Dropout` in turn, as `mlp` builds it, a linear layer last."""
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Back]:
         backs = []
@@ -167,6 +167,9 @@ class WithLinear(nn.Module):
     gate : bool, default=False
         Whether the network passes a gate that starts at zero, so that a network whose last layer
         is not zero does not disturb the start.
+    closed_form : bool, default=False
+        Whether the network is an `MLP` just as `mlp` built it, whose gradient is known. Autograd
+        alone knows that of a network which a user may have edited: its layers, hooks, weights.
     reach : float, default=inf
         The network reads its input clamped to [-reach, reach]: beyond the training data it goes
         on level, and the linear path alone extrapolates. One cell a million standard deviations
@@ -179,9 +182,11 @@ class WithLinear(nn.Module):
         bias: Tensor,
         network: nn.Module,
         gate: bool = False,
+        closed_form: bool = False,
         reach: float = math.inf,
     ) -> None:
         super().__init__()
+        self.closed_form = closed_form
         self.weight = nn.Parameter(weight.clone())
         self.bias = nn.Parameter(bias.clone())
         self.network, self.reach = network, reach
@@ -197,14 +202,14 @@ class WithLinear(nn.Module):
 
     @property
     def vjp(self) -> Callable[[Tensor], tuple[Tensor, Back]] | None:
-        """None beside a user's own network: autograd knows its gradient."""
-        return self._vjp if isinstance(self.network, MLP) and self.gate is None else None
+        """None where autograd has to find the gradient."""
+        return self._vjp if self.closed_form else None
 
     def _vjp(self, x: Tensor) -> tuple[Tensor, Back]:
         near = x if math.isinf(self.reach) else x.clamp(-self.reach, self.reach)
         out, back_network = cast(MLP, self.network).vjp(near)
         linear = slice(len(self.weight))
-        out = out.add_(self.bias)  # nobody else's: the network ends with an affine layer
+        out = out.add_(self.bias)  # the last layer is linear: nothing remembers its output
         out[:, linear].addmm_(x, self.weight.t())
 
         def back(grad: Tensor, wanted: bool) -> Tensor:

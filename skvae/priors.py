@@ -1,7 +1,8 @@
 """p(z): the distribution of the latent before any row is seen.
 
 A prior is an ``nn.Module`` with three methods: ``log_prob(z)``, ``kl(mean, log_var)`` and
-``sample(n_samples, generator)``. The rest of skvae asks nothing else of it.
+``sample(n_samples, generator)``. The rest of skvae asks nothing else of it; with a fourth,
+``kl_vjp``, training need not ask autograd for the gradient.
 """
 
 import math

@@ -63,9 +63,9 @@ class VAE(nn.Module):
     ) -> Tensor:
         """``weights @ forward(...)``, a number; its gradient is added to the parameters'.
 
-        What autograd would give, at a third of its cost where the parts know their own gradients
-        (``vjp`` of the networks, ``nll_vjp`` of the likelihood, ``kl_vjp`` of the prior). Of other
-        parts autograd finds it.
+        What autograd would give; on small networks at about half of its cost, where the parts know
+        their own gradients (``vjp`` of the networks, ``nll_vjp`` of the likelihood, ``kl_vjp`` of
+        the prior). Of other parts autograd finds it.
         """
         out, back_encoder = _vjp(self.encoder, self.likelihood.embed(targets))
         mean, unbounded = out.chunk(2, -1)

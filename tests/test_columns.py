@@ -5,6 +5,7 @@ import pytest
 
 from skvae import VAETransformer
 from skvae.columns import (
+    CHUNK,
     check_finite,
     check_no_dates,
     check_support,
@@ -85,12 +86,14 @@ def test_rows_that_differ_in_one_column_alone_stay_apart():
 
 
 def test_location_and_scale_are_weighted_mean_and_deviation():
-    T, weights = RNG.normal(size=(100, 3)), RNG.uniform(size=100)
+    n = 2 * CHUNK + 100  # more than one piece
+    T, weights = RNG.normal(size=(n, 3)), RNG.uniform(size=n)
+    T[-100:] += 50.0
     mean, scale = location_and_scale(T, weights)
     expected = np.average(T, weights=weights, axis=0)
     variance = np.average((T - expected) ** 2, weights=weights, axis=0)
-    np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(scale, np.sqrt(variance), rtol=1e-14)
+    np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(scale, np.sqrt(variance), rtol=1e-13)
 
 
 @pytest.mark.parametrize("exponent", [-1000, -500, 500, 1000])
@@ -175,3 +178,24 @@ def test_a_table_with_dates_is_refused_by_the_estimator():
     frame["when"] = frame["when"].astype("datetime64[s]")
     with pytest.raises(TypeError, match="Column 'when' of X holds"):
         VAETransformer().fit(frame)
+
+
+@pytest.mark.parametrize("n", [3, 500, 20_000])
+def test_a_column_constant_up_to_rounding_has_scale_one(n):
+    column = np.full(n, 0.3)
+    column[::2] = 0.1 + 0.2  # the next number
+    T = np.c_[RNG.normal(size=(n, 2)), column]
+    assert location_and_scale(T, np.ones(n))[1][2] == 1.0
+
+
+def test_objects_are_refused_by_name():
+    frame = pytest.importorskip("pandas").DataFrame({"a": [1.0, 2.0], "b": [None, object()]})
+    with pytest.raises(TypeError, match=r"Column 'b': float\(\) argument must be"):
+        VAETransformer().fit(frame)
+
+
+def test_tables_of_other_makes_pass_the_check_of_dates():
+    pa = pytest.importorskip("pyarrow")
+    check_no_dates(pa.table({"a": [1.0, 2.0], "b": [3.0, 4.0]}))
+    pandas = pytest.importorskip("pandas")
+    check_no_dates(pandas.DataFrame(np.zeros((2, 2)), columns=["a", "a"]))

@@ -16,6 +16,7 @@ from torch import nn
 
 import skvae.estimator
 from skvae import VAETransformer
+from skvae.networks import mlp
 
 X = load_iris().data
 BINARY = (X > X.mean(0)).astype(float)
@@ -946,3 +947,24 @@ def test_a_second_training_that_diverges_leaves_the_first(monkeypatch):
     estimator = quick(max_iter=30, learning_rate_init=1e-2, noise="isotropic").fit(curved())
     assert estimator.best_validation_score_ > estimator.validation_scores_[0]
     assert np.isfinite(estimator.transform(curved())).all()
+
+
+@pytest.mark.filterwarnings("ignore:max_iter=3 was reached")
+def test_a_users_edited_network_is_trained_as_it_is():
+    network = mlp(4, 4, (8,), "relu", 0.0, torch.Generator().manual_seed(0))
+    torch.nn.utils.parametrizations.weight_norm(network[0])
+    network[1] = torch.nn.LeakyReLU()
+    network.append(torch.nn.Tanh())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    estimator = quick(encoder=network, init="random", max_iter=3).fit(X)
+    after = estimator.module_.encoder.network.state_dict()
+    for name, value in before.items():
+        assert not torch.equal(after[name].float(), value), name
+
+
+def test_fit_works_where_the_caller_switched_gradients_off():
+    expected = quick().fit(X).transform(X)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            estimator = quick().fit(X)
+        np.testing.assert_array_equal(estimator.transform(X), expected)

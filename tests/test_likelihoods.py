@@ -131,17 +131,17 @@ def test_gradients_of_the_density(likelihood):
     assert torch.autograd.gradcheck(lambda r: likelihood.mean(r), (raw,))
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_nll_vjp_is_autograds(likelihood, far):
+@pytest.mark.parametrize("spreads", ["inside", "pushed in", "pushed out"])
+def test_nll_vjp_is_autograds(likelihood, spreads):
     if not hasattr(likelihood, "nll_vjp"):
         assert isinstance(likelihood, Mixed)
         return
     raw, targets = raw_for(likelihood, 6), targets_for(likelihood, 6)
-    if far and likelihood.n_params > likelihood.n_columns:
-        raw[:3, likelihood.n_columns :] += torch.tensor([-60.0, 60.0, -60.0], dtype=F64)[:, None]
-    elif far and isinstance(likelihood, Gaussian):
-        with torch.no_grad():
+    if spreads != "inside" and isinstance(likelihood, Gaussian):
+        with torch.no_grad():  # below the floor, above the highest, and inside
             likelihood.base.copy_(torch.tensor([-60.0, 60.0, 0.0]))
+        if spreads == "pushed out":
+            targets[:, 0], targets[:, 1] = raw[:, 0], raw[:, 1] + 1e6
     weights = torch.linspace(0.5, 2.0, 6, dtype=F64)
     leaf = raw.clone().requires_grad_()
     nll = -likelihood.log_prob(leaf, targets).sum(-1)
@@ -152,6 +152,9 @@ def test_nll_vjp_is_autograds(likelihood, far):
             got, back = likelihood.nll_vjp(raw, targets)
             torch.testing.assert_close(got, nll, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(back(weights), to_raw, rtol=1e-12, atol=1e-12)
+    if spreads == "pushed out" and isinstance(likelihood, Gaussian) and learned:
+        outer = to_parameters[0][:2] if learned[0].dim() else torch.zeros(2)
+        assert not outer.any()
     for parameter, expected in zip(learned, to_parameters, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * expected, rtol=1e-12, atol=1e-12)
 

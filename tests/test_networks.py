@@ -187,7 +187,9 @@ def by_autograd(module, x, grad):
 @pytest.mark.parametrize("reach", [math.inf, 1.0])
 def test_the_vjp_is_autograds(activation, sizes, n_linear, reach):
     network = net(3, 4, sizes, activation)
-    module = WithLinear(randn(n_linear, 3, seed=1), randn(4, seed=2), network, reach=reach)
+    module = WithLinear(
+        randn(n_linear, 3, seed=1), randn(4, seed=2), network, closed_form=True, reach=reach
+    )
     x, grad = 2 * randn(6, 3, seed=3), randn(6, 4, seed=4)
     out, to_x, to_parameters = by_autograd(module, x, grad)
     close = {"rtol": 1e-12, "atol": 1e-12}
@@ -221,9 +223,6 @@ def test_the_vjp_drops_what_forward_drops(dropping):
     torch.testing.assert_close(back(grad, True), to_x, rtol=1e-12, atol=1e-12)
 
 
-def test_an_own_network_or_a_gate_leave_gradients_to_autograd():
-    weight, bias = randn(2, 3), randn(2)
-    own = nn.Sequential(nn.Linear(3, 2)).to(F64)
-    assert WithLinear(weight, bias, own).vjp is None
-    assert WithLinear(weight, bias, net(), gate=True).vjp is None
-    assert WithLinear(weight, bias, net()).vjp is not None
+def test_gradients_are_left_to_autograd_unless_the_network_is_ours():
+    assert WithLinear(randn(2, 3), randn(2), net()).vjp is None
+    assert WithLinear(randn(2, 3), randn(2), net(), closed_form=True).vjp is not None

@@ -41,8 +41,8 @@ def linear_model(d=5, k=2):
     encoder = (W / noise[:, None]).T / (1 + information)[:, None]
     encoder_bias = torch.cat([-encoder @ bias, -(1 + information).log()])
     vae = VAE(
-        WithLinear(encoder, encoder_bias, network(d, 2 * k, loud=False)),
-        WithLinear(W, bias, network(k, d, loud=False)),
+        WithLinear(encoder, encoder_bias, network(d, 2 * k, loud=False), closed_form=True),
+        WithLinear(W, bias, network(k, d, loud=False), closed_form=True),
         gaussian(noise.log()),
         StandardNormal(k),
     )
@@ -164,7 +164,7 @@ class Opaque(torch.nn.Module):
 
 
 class Deaf(torch.nn.Module):
-    """An encoder that ignores its input."""
+    """A network that ignores its input."""
 
     def __init__(self, n_out):
         super().__init__()
@@ -181,12 +181,23 @@ class Deaf(torch.nn.Module):
         lambda vae: setattr(vae, "encoder", Opaque(vae.encoder)),
         lambda vae: setattr(vae, "encoder", Deaf(6)),
         lambda vae: setattr(vae, "decoder", Opaque(vae.decoder)),
+        lambda vae: setattr(vae, "decoder", Deaf(5)),
         lambda vae: setattr(vae, "likelihood", Opaque(vae.likelihood)),
         lambda vae: setattr(vae, "likelihood", Bernoulli(np.full(5, 0.5))),
         lambda vae: setattr(vae, "prior", Opaque(vae.prior)),
         lambda vae: vae.encoder.bias[-1].fill_(40.0),  # a log-variance beyond its bound
     ],
-    ids=["own", "encoder", "deaf", "decoder", "likelihood", "bernoulli", "prior", "bound"],
+    ids=[
+        "own",
+        "encoder",
+        "deaf encoder",
+        "decoder",
+        "deaf decoder",
+        "likelihood",
+        "bernoulli",
+        "prior",
+        "bound",
+    ],
 )
 def test_backward_is_autograds(change):
     vae, *_ = linear_model(k=3)
