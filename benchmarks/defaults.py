@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import markdown_table, versions
+from benchmarks import markdown_table, publish, versions
 from benchmarks.datasets import load
 from benchmarks.quality import Record, evaluate
 from skvae import VAETransformer
@@ -99,10 +99,8 @@ def main() -> None:
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    text = f"{versions()}\n\n{table(study(options.candidates, options.sets, options.seeds))}\n"
-    print(text)
-    if options.output:
-        options.output.write_text(text)
+    records = study(options.candidates, options.sets, options.seeds)
+    publish(f"{versions()}\n\n{table(records)}", options.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks import markdown_table, versions
+from benchmarks import markdown_table, publish, versions
 from benchmarks.datasets import load
 from benchmarks.quality import cell, splits
 from skvae import VAETransformer
@@ -66,10 +66,7 @@ def main() -> None:
             print(f"{setting}: {name} {row[-1]}", file=sys.stderr)
         rows.append(row)
     report = f"{versions()}\n\n{markdown_table(['settings', *options.sets], rows)}"
-    if options.output is None:
-        print(report)
-    else:
-        options.output.write_text(report + "\n", encoding="utf-8")
+    publish(report, options.output)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.neighbors import KernelDensity, KNeighborsClassifier
 
-from benchmarks import markdown_table, versions
+from benchmarks import markdown_table, publish, versions
 from benchmarks.datasets import Dataset, load
 from skvae import VAETransformer
 
@@ -448,10 +448,7 @@ def main() -> None:
             results_table(baselines + ours),
         ]
     )
-    if options.output is None:
-        print(report)
-    else:
-        options.output.write_text(report + "\n", encoding="utf-8")
+    publish(report, options.output)
 
 
 if __name__ == "__main__":

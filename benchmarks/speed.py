@@ -39,7 +39,7 @@ from sklearn.model_selection import train_test_split
 from skorch import NeuralNet
 from torch import nn
 
-from benchmarks import markdown_table, versions
+from benchmarks import markdown_table, publish, versions
 from benchmarks.datasets import data_file, low_rank, mnist, nonlinear
 from skvae import VAETransformer
 
@@ -456,10 +456,7 @@ def main() -> None:
             ),
         ]
     )
-    if options.output is None:
-        print(report)
-    else:
-        options.output.write_text(report + "\n", encoding="utf-8")
+    publish(report, options.output)
 
 
 if __name__ == "__main__":
