@@ -10,6 +10,7 @@ set beside it: a default has to be good on average and bad nowhere.
 """
 
 import argparse
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -71,7 +72,7 @@ def table(records: list[Record]) -> str:
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for record in records:
         for key in (*JOBS, "fit_seconds"):
-            if record.get(key) is not None:
+            if record.get(key) is not None and not math.isnan(record[key]):  # no labels
                 values[record["model"], key, record["set"]].append(record[key])
     rows = []
     for name in dict.fromkeys(record["model"] for record in records):
