@@ -124,7 +124,9 @@ def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     A column that is constant, up to rounding, has scale 1.
     """
     # divide by a power of two near the largest magnitude first: 1e300 squared overflows
-    _, exponent = np.frexp(np.maximum(np.abs(T.min(axis=0)), np.abs(T.max(axis=0))))
+    lowest, highest = T.min(axis=0), T.max(axis=0)
+    largest = np.maximum(np.abs(lowest), np.abs(highest))
+    _, exponent = np.frexp(largest)
     unit = np.ldexp(1.0, exponent - 1)
     share = (weights / weights.sum())[:, None]
     slices = [slice(start, start + CHUNK) for start in range(0, len(T), CHUNK)]
@@ -138,9 +140,7 @@ def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     # the first sums' rounding, mended: else a constant column of many rows seems to vary
     mean += first
     deviation = np.sqrt((second - first**2).clip(min=0.0))
-    lowest, highest = T.min(axis=0), T.max(axis=0)
     constant = lowest == highest
     mean = np.where(constant, lowest / unit, mean)
-    largest = np.maximum(np.abs(lowest), np.abs(highest)) / unit
-    constant |= deviation <= 10 * np.finfo(float).eps * largest
+    constant |= deviation <= 10 * np.finfo(float).eps * (largest / unit)
     return mean * unit, np.where(constant, 1.0, deviation * unit)
