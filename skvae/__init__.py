@@ -1,7 +1,8 @@
 """A variational autoencoder with the interface of scikit-learn's PCA."""
 
 from .estimator import VAETransformer
+from .imputer import VAEImputer
 
 __version__ = "0.1.0"
 
-__all__ = ["VAETransformer"]
+__all__ = ["VAEImputer", "VAETransformer"]

@@ -1,9 +1,13 @@
-"""Rows of T: checked, distinct and in a canonical order, with their columns' location and scale.
+"""Tables <-> T, and rows of T: distinct, in a canonical order, with location and scale.
 
-``T`` is the one currency of the package: a float64 matrix (n_rows, n_columns). Arrays of numbers
-are T already; this file is where tables with types will become T, and be restored from it.
+``T`` is the one currency of the package: a float64 matrix (n_rows, n_columns), NaN where a value is
+missing, categories as codes. `Columns` is a table's schema: how its columns become T, and how T
+becomes a table of the same kind, names and types again.
 """
 
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,333 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CHUNK = 4096  # rows at a time: temporary arrays stay small
+ID_LIKE = 0.5  # a categorical column with more levels than this share of its cells names rows
+
+
+def table_library(X: Any) -> str | None:
+    """Which of pandas and polars X is a DataFrame of, if any."""
+    library = type(X).__module__.split(".")[0]
+    found = library in ("pandas", "polars") and type(X).__name__.endswith("DataFrame")
+    return library if found else None
+
+
+def column_at(X: Any, j: int) -> Any:
+    """A DataFrame's column by position: names may repeat."""
+    return X.iloc[:, j] if table_library(X) == "pandas" else X.to_series(j)
+
+
+@dataclass
+class Columns:
+    """The schema of a table.
+
+    Parameters
+    ----------
+    names : list
+        Of the columns; indices for an array.
+    families : list of str
+        Of the columns, keys of `skvae.likelihoods`' families.
+    library : {"pandas", "polars", None}
+        What X was; None for arrays.
+    dtypes : list
+        Of the table's columns; empty for an array.
+    levels : dict of ndarray
+        Categories of column j, in the order of their codes.
+    """
+
+    names: list[Any]
+    families: list[str]
+    library: str | None = None
+    dtypes: list[Any] = field(default_factory=list)
+    levels: dict[int, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, X: Any, likelihood: Any, categorical_features: Any) -> "Columns":
+        """The schema of X: a DataFrame or a matrix of floats.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Where a column's type, ``likelihood`` or ``categorical_features`` do not fit.
+        """
+        library = table_library(X)
+        if library is None:
+            names: list[Any] = list(range(X.shape[1]))
+            dtypes, families = [], ["gaussian"] * X.shape[1]
+        else:
+            names, dtypes = list(X.columns), list(X.dtypes)
+            families = [_family(n, d) for n, d in zip(names, dtypes, strict=True)]
+        schema = cls(names, families, library, dtypes)
+        for j in schema._chosen(categorical_features):
+            families[j] = "categorical"
+        if isinstance(likelihood, Mapping):
+            for name, family in likelihood.items():
+                families[schema._index(name, "likelihood")] = family
+        elif likelihood != "auto":
+            families[:] = [likelihood if f == "gaussian" else f for f in families]
+        for j, family in enumerate(families):
+            if family == "categorical":
+                schema.levels[j] = schema._find_levels(X, j)
+            elif library is not None and _family(names[j], dtypes[j]) == "categorical":
+                schema._numbers(X, j)  # refuses text
+        return schema
+
+    def _index(self, name: Any, parameter: str) -> int:
+        """Position of a column given by name or index."""
+        if name in self.names:
+            return self.names.index(name)
+        if isinstance(name, int | np.integer) and -len(self.names) <= name < len(self.names):
+            return int(name) % len(self.names)
+        raise ValueError(f"{parameter} names column {name!r}, but X has columns {self.names}.")
+
+    def _chosen(self, categorical: Any) -> Iterable[int]:
+        """Positions that ``categorical_features`` names, beside what dtypes say."""
+        if categorical is None or (isinstance(categorical, str) and categorical == "from_dtype"):
+            return []
+        chosen = np.asarray(categorical)
+        if isinstance(categorical, str) or chosen.ndim != 1:
+            raise ValueError(
+                "categorical_features must be 'from_dtype', None, a boolean mask or a list of "
+                f"names or indices, got {categorical!r}."
+            )
+        if chosen.dtype == bool:
+            if len(chosen) != len(self.names):
+                raise ValueError(
+                    f"categorical_features is a mask of {len(chosen)} columns, but X has "
+                    f"{len(self.names)}."
+                )
+            return np.flatnonzero(chosen).tolist()
+        return [self._index(name, "categorical_features") for name in chosen.tolist()]
+
+    # ---------------------------------------------------------------- table -> T
+
+    def encode(self, X: Any) -> Floats:
+        """X, of this schema, as T. Levels that were not seen at fit are missing."""
+        if table_library(X) is None:
+            if self.library is not None and self.levels:
+                raise TypeError(
+                    f"X is {type(X).__name__}, but column {self.names[min(self.levels)]!r} was "
+                    f"fitted as categories of a {self.library} DataFrame. Pass such a DataFrame."
+                )
+            T: Floats = np.array(X, dtype=np.float64)
+            for j, levels in self.levels.items():
+                code = np.searchsorted(levels, T[:, j]).clip(max=max(len(levels) - 1, 0))
+                seen = levels[code] == T[:, j] if len(levels) else np.zeros(len(T), dtype=bool)
+                T[:, j] = np.where(seen, code, np.nan)
+            return T
+        T = np.empty(X.shape)
+        for j in range(len(self.names)):
+            T[:, j] = self._codes(X, j) if j in self.levels else self._numbers(X, j)
+        return T
+
+    def _numbers(self, X: Any, j: int) -> Floats:
+        name, column = self.names[j], column_at(X, j)
+        _family(name, column.dtype)  # refuses dates
+        try:
+            if table_library(X) == "pandas":
+                if _family(name, column.dtype) == "categorical":
+                    column = column.astype(object).where(column.notna(), np.nan)
+                numbers: Floats = column.to_numpy(dtype=np.float64, na_value=np.nan)
+                return numbers
+            import polars as pl
+
+            if str(column.dtype).startswith(("Categorical", "Enum")):
+                column = column.cast(pl.String)
+            return np.array(column.cast(pl.Float64).to_numpy(), dtype=np.float64)
+        except Exception as error:  # polars has its own
+            raise ValueError(
+                f"Column {name!r} needs numbers: {str(error).splitlines()[0]}. Convert it, or fit "
+                "with it in categorical_features."
+            ) from error
+
+    def _codes(self, X: Any, j: int) -> Floats:
+        column, levels = column_at(X, j), self.levels[j]
+        if table_library(X) == "pandas":
+            import pandas as pd
+
+            index = pd.Index(levels, dtype=object)
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                found = np.append(index.get_indexer(column.cat.categories.astype(object)), -1)
+                code = found[column.cat.codes.to_numpy()]
+            else:
+                code = index.get_indexer(column.astype(object))
+            return np.where((code < 0) | column.isna().to_numpy(), np.nan, code)
+        import polars as pl
+
+        column, codes = _plain(column), np.arange(len(levels), dtype=np.float64)
+        if not len(levels):
+            return np.full(len(column), np.nan)
+        old = pl.Series(levels.tolist(), dtype=column.dtype, strict=False)
+        found = column.replace_strict(old, codes, default=None, return_dtype=pl.Float64)
+        return np.array(found.to_numpy(), dtype=np.float64)
+
+    def _find_levels(self, X: Any, j: int) -> NDArray[Any]:
+        name = self.names[j]
+        found: Any
+        if self.library is None:
+            cells = X[:, j][~np.isnan(X[:, j])]
+            levels = np.unique(cells)
+            found = levels
+        else:
+            column = column_at(X, j)
+            cells = column.dropna() if self.library == "pandas" else _plain(column).drop_nulls()
+            try:
+                found = list(cells.unique())
+                declared: Any = getattr(column.dtype, "categories", None)
+                if not hasattr(declared, "__len__"):  # none, or polars' open set
+                    # mixed types have no order of their own
+                    declared = sorted(found, key=lambda level: (type(level).__name__, level))
+            except TypeError as error:
+                raise TypeError(
+                    f"Column {name!r} of X holds {type(cells.tolist()[0]).__name__} objects, which "
+                    "are no categories. Convert them to numbers or text."
+                ) from error
+            levels = np.empty(len(declared), dtype=object)
+            levels[:] = list(declared)
+        if len(cells) > 20 and len(found) > ID_LIKE * len(cells):
+            warnings.warn(
+                f"Column {name!r} has {len(found)} categories in {len(cells)} cells, as an "
+                "identifier has: it says nothing about other rows. Drop it, or convert it to "
+                "numbers if it is one.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return levels
+
+    def encode_cells(self, given: Mapping[Any, Any]) -> Floats:
+        """Some cells of one row, by name or index, as T (1, n_columns), NaN elsewhere.
+
+        Raises
+        ------
+        ValueError
+            Where a column or a level is not known, or a number is none.
+        """
+        T = np.full((1, len(self.names)), np.nan)
+        for name, value in given.items():
+            j = self._index(name, "given")
+            if j in self.levels:
+                levels = self.levels[j].tolist()
+                if value not in levels:
+                    shown = ", ".join(map(repr, levels[:10])) + (", ..." * (len(levels) > 10))
+                    raise ValueError(
+                        f"given says {value!r} for column {name!r}, whose categories are {shown}."
+                    )
+                T[0, j] = levels.index(value)
+                continue
+            try:
+                T[0, j] = float(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"given says {value!r} for column {name!r}, which holds numbers."
+                ) from error
+        return T
+
+    # ---------------------------------------------------------------- T -> table
+
+    def decode(self, T: Floats) -> Any:
+        """T, without gaps, as a table of this schema: numbers in their dtypes, codes as levels."""
+        if self.library is None:
+            T = T.copy()
+            for j, levels in self.levels.items():
+                T[:, j] = levels[T[:, j].astype(int)] if len(levels) else np.nan
+            return T
+        columns = [self._column(T[:, j], j) for j in range(len(self.names))]
+        if self.library == "pandas":
+            import pandas as pd
+
+            return pd.concat(columns, axis=1).set_axis(pd.Index(self.names), axis=1)
+        import polars as pl
+
+        return pl.DataFrame(dict(zip(self.names, columns, strict=True)))
+
+    def _column(self, cells: Floats, j: int) -> Any:
+        dtype = self.dtypes[j]
+        if j in self.levels:
+            if not len(self.levels[j]):
+                return self._series([None] * len(cells), dtype)
+            return self._series(self.levels[j][cells.astype(int)], dtype)
+        kind = str(dtype).lower()
+        if kind.startswith("bool"):
+            return self._series(cells >= 0.5, dtype)
+        if kind.startswith(("int", "uint")):
+            size = kind.split("[")[0]
+            limits = np.iinfo(size)
+            whole = np.rint(cells).clip(limits.min, limits.max)
+            inside = whole < limits.max  # the largest int64 is no float64
+            values = np.full(len(cells), limits.max, dtype=size)
+            values[inside] = whole[inside].astype(size)
+            return self._series(values, dtype)
+        return self._series(cells, dtype)
+
+    def _series(self, values: Any, dtype: Any) -> Any:
+        if self.library == "pandas":
+            import pandas as pd
+
+            return pd.Series(values, dtype=dtype)
+        import polars as pl
+
+        if isinstance(values, np.ndarray):
+            values = values.tolist() if values.dtype == object else values
+        return pl.Series(values, strict=False).cast(dtype)
+
+    def fill(self, X: Any, T: Floats) -> Any:
+        """X with its missing cells taken from T; the others as they are."""
+        library, gaps = table_library(X), missing(X)
+        if library is None:
+            out = np.array(X)
+            out[gaps] = self.decode(T)[gaps]
+            return out
+        out = X.copy() if library == "pandas" else X.clone()
+        for j in np.flatnonzero(gaps.any(axis=0)).tolist():
+            old, new = column_at(X, j), self._column(T[:, j], j)
+            if library == "pandas":
+                out.isetitem(j, old.where(~gaps[:, j], new.set_axis(X.index)))
+            else:
+                import polars as pl
+
+                filled = new.cast(old.dtype).zip_with(pl.Series(gaps[:, j]), old)
+                out = out.with_columns(filled.alias(old.name))
+        return out
+
+
+def missing(X: Any) -> NDArray[np.bool_]:
+    """Which cells of an array of floats or a DataFrame are missing: (n_rows, n_columns)."""
+    library = table_library(X)
+    if library is None:
+        return np.isnan(X)
+    out = np.empty(X.shape, dtype=bool)
+    for j in range(X.shape[1]):
+        column = column_at(X, j)
+        if library == "pandas":
+            out[:, j] = column.isna()
+        else:
+            out[:, j] = column.is_null()
+            if column.dtype.is_float():
+                out[:, j] |= column.is_nan().fill_null(True).to_numpy()
+    return out
+
+
+def _family(name: Any, dtype: Any) -> str:
+    """The family that a table's dtype stands for."""
+    kind = str(dtype).lower().removeprefix("sparse[")
+    if kind.startswith("bool"):
+        return "bernoulli"
+    if kind.startswith(("int", "uint", "float", "double", "decimal", "halffloat")):
+        return "gaussian"
+    if kind.startswith(("categor", "enum", "str", "object", "large_string", "null", "dictionary")):
+        return "categorical"
+    raise TypeError(
+        f"Column {name!r} of X holds {dtype}. Convert it to numbers or text first; dates and "
+        "durations for example to days since the first: (dates - dates.min()) / "
+        "np.timedelta64(1, 'D')."
+    )
+
+
+def _plain(column: Any) -> Any:
+    """A polars column, categories as text."""
+    import polars as pl
+
+    text = str(column.dtype).startswith(("Categorical", "Enum"))
+    return column.cast(pl.String) if text else column
 
 
 def text_column(X: Any) -> str:
@@ -24,58 +355,56 @@ def text_column(X: Any) -> str:
 
 
 def check_no_dates(X: Any) -> None:
-    """Refuse columns of dates and durations, naming the first.
+    """Refuse matrices of dates and durations.
 
     Raises
     ------
     TypeError
     """
-    named: list[tuple[str, Any]] = []
-    if isinstance(X, np.ndarray) and X.ndim == 2:
-        named = [("X", X.dtype)]
-    elif hasattr(X, "__array__") and hasattr(X, "columns") and hasattr(X, "dtypes"):
-        named = [(f"Column {n!r} of X", d) for n, d in zip(X.columns, X.dtypes, strict=True)]
-    for name, dtype in named:
-        if str(dtype).lower().startswith(("date", "time", "duration", "period")):
-            raise TypeError(
-                f"{name} holds {dtype}. Convert dates and durations to numbers first, for example "
-                "to days since the first: (dates - dates.min()) / np.timedelta64(1, 'D')."
-            )
+    if isinstance(X, np.ndarray) and X.dtype.kind in "mM":
+        _family("X", X.dtype)
 
 
-def check_finite(X: NDArray[Any], names: list[str]) -> None:
-    """Refuse NaN and infinities, naming the column and the row.
+def check_no_infinity(T: Floats, names: list[str]) -> None:
+    """Refuse infinities, naming the column and the row.
 
     Raises
     ------
     ValueError
     """
-    wrong = ~np.isfinite(X)
+    wrong = np.isinf(T)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        value = X[row, column]
-        if np.isnan(value):
-            what = "NaN"
-            remedy = "Fill missing values first, for example with SimpleImputer, or drop such rows."
-        else:
-            what, remedy = f"{value}", "Replace infinities or drop such rows."
-        raise ValueError(f"Column {names[column]} of X holds {what} (row {row}). {remedy}")
+        raise ValueError(
+            f"Column {names[column]} of X holds {T[row, column]} (row {row}). Replace infinities, "
+            "by NaN where the value is not known, or drop such rows."
+        )
 
 
-def check_support(T: Floats, low: float, high: float, family: str, names: list[str]) -> None:
+def check_support(
+    cells: Floats, low: float, high: float, integers: bool, family: str, name: str
+) -> None:
     """Refuse cells outside a family's interval, naming the column and the value.
 
     Raises
     ------
     ValueError
     """
-    outside = (T < low) | (T > high)
+    outside = (cells < low) | (cells > high)
+    if integers:
+        outside |= (cells != np.rint(cells)) & ~np.isnan(cells)
     if outside.any():
-        row, column = np.argwhere(outside)[0]
+        row = int(outside.argmax())
+        what = "whole numbers" if integers else "values"
+        if high < np.inf:
+            wanted = f"{what} between {low:g} and {high:g}"
+            remedy = "Scale that column, for example with MinMaxScaler(clip=True), or use"
+        else:
+            wanted = f"positive {what}" if low > 0 else f"{what} of at least {low:g}"
+            remedy = "Convert that column, or use"
         raise ValueError(
-            f"likelihood={family!r} needs values between {low:g} and {high:g}, but column "
-            f"{names[column]} holds {T[row, column]:g} (row {row}). Scale that column, for "
-            "example with MinMaxScaler(clip=True), or use likelihood='gaussian'."
+            f"likelihood={family!r} needs {wanted}, but column {name} holds {cells[row]:g} "
+            f"(row {row}). {remedy} likelihood='gaussian'."
         )
 
 
@@ -98,7 +427,8 @@ def distinct_rows(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """
     T, weights = T[weights > 0], weights[weights > 0]
     T = T + 0.0  # -0.0 becomes 0.0
-    _, exponent = np.frexp(np.abs(T).max(axis=0, initial=0.0))
+    T[np.isnan(T)] = np.nan  # one bit pattern
+    _, exponent = np.frexp(np.fmax.reduce(np.abs(T), axis=0, initial=0.0))
     key = np.zeros(len(T), dtype=np.uint64)
     for j in range(T.shape[1]):
         bits = np.ldexp(T[:, j], -exponent[j]).view(np.uint64)
@@ -113,30 +443,42 @@ def distinct_rows(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     order = np.lexsort((weights, key))
     T, weights = T[order], weights[order]
     new = np.ones(len(T), dtype=bool)
-    new[1:] = (T[1:] != T[:-1]).any(axis=1)
+    differ = T.view(np.uint64)[1:] != T.view(np.uint64)[:-1]  # bits: NaN equals itself
+    new[1:] = differ.any(axis=1)
     first = np.flatnonzero(new)
     return np.ascontiguousarray(T[first]), np.add.reduceat(weights, first)
 
 
 def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and standard deviation (divisor: the weights' sum) of each column.
+    """Weighted mean and standard deviation (divisor: the weights' sum) of each column's cells.
 
-    A column that is constant, up to rounding, has scale 1.
+    NaN is left out. A column that is constant, up to rounding, has scale 1; one without any cell
+    has mean 0.
     """
     # divide by a power of two near the largest magnitude first: 1e300 squared overflows
-    lowest, highest = T.min(axis=0), T.max(axis=0)
+    lowest, highest = np.fmin.reduce(T, axis=0), np.fmax.reduce(T, axis=0)
+    empty = np.isnan(lowest)
+    lowest, highest = np.where(empty, 0.0, lowest), np.where(empty, 0.0, highest)
     largest = np.maximum(np.abs(lowest), np.abs(highest))
     _, exponent = np.frexp(largest)
     unit = np.ldexp(1.0, exponent - 1)
-    share = (weights / weights.sum())[:, None]
     slices = [slice(start, start + CHUNK) for start in range(0, len(T), CHUNK)]
-    # plain sums: a product with BLAS would depend on its number of threads
-    mean = np.sum([(share[c] * (T[c] / unit)).sum(axis=0) for c in slices], axis=0)
+    share = (weights / weights.sum())[:, None]
+    gaps = np.isnan(T[slices[0]]).any() or np.isnan(T).any()
+    if gaps:
+        total = np.sum([(share[c] * ~np.isnan(T[c])).sum(axis=0) for c in slices], axis=0)
+        share = share / np.where(empty, 1.0, total)  # (n_rows, n_columns)
+
+    def weighted(rows: slice, cells: Floats) -> Any:
+        # plain sums: a product with BLAS would depend on its number of threads
+        return (np.nansum if gaps else np.sum)(share[rows] * cells, axis=0)
+
+    mean = np.sum([weighted(c, T[c] / unit) for c in slices], axis=0)
     first, second = np.zeros_like(mean), np.zeros_like(mean)
     for c in slices:
         residual = T[c] / unit - mean
-        first += (share[c] * residual).sum(axis=0)
-        second += (share[c] * residual**2).sum(axis=0)
+        first += weighted(c, residual)
+        second += weighted(c, residual**2)
     # the first sums' rounding, mended: else a constant column of many rows seems to vary
     mean += first
     deviation = np.sqrt((second - first**2).clip(min=0.0))

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -22,8 +22,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from . import columns
+from .families import FAMILIES, gaussian_part, support
 from .fitting import Fit, Settings
-from .likelihoods import Bernoulli, Gaussian
 from .networks import ACTIVATIONS
 from .vae import VAE
 
@@ -41,7 +41,7 @@ except ImportError:  # pragma: no cover
 
 NOISES = ("auto", "heteroscedastic", "homoscedastic", "isotropic")
 INITS = ("linear", "random")
-FAMILIES: dict[str, Any] = {"gaussian": Gaussian, "bernoulli": Bernoulli}
+EXPOSURES = ("total",)
 # what a fitted model cannot change when it is fitted further
 ARCHITECTURE = (
     "n_components",
@@ -51,11 +51,15 @@ ARCHITECTURE = (
     "encoder",
     "decoder",
     "dropout",
+    "likelihood",
+    "categorical_features",
+    "exposure",
     "noise",
     "noise_floor",
-    "family",
 )
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
+FEW = 10  # points that stand for a posterior: fewer are worth a warning
+MOST_POINTS = 4096  # of one posterior that is drawn from
 WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
 
 
@@ -107,10 +111,30 @@ class VAETransformer(
         analysis. 0 starts at probabilistic PCA (best reconstruction of standardised columns),
         1 at factor analysis (best linear likelihood). "auto" takes the largest power whose
         reconstruction error is within 2% of PCA's, but no more than 0.5; 0 where ``noise`` is a
-        number or the likelihood is not Gaussian.
-    likelihood : {"auto", "gaussian", "bernoulli"}, default="auto"
-        Family of the columns. "auto" means "gaussian". "bernoulli" needs data in [0, 1] and is
-        the cross-entropy.
+        number or some column is neither normal nor Student's t.
+    likelihood : {"auto", "gaussian", "student_t", "log_normal", "bernoulli", "categorical", \
+            "poisson", "negative_binomial"} or mapping, default="auto"
+        Family of the columns. "auto": by the dtypes of a DataFrame: flags are "bernoulli", text
+        and categories "categorical", numbers "gaussian"; arrays are "gaussian". Another name is
+        the family of all columns of numbers, and a mapping {column name or index: family} that of
+        single columns:
+
+        - "gaussian": any number;
+        - "student_t": any number, with heavy tails; location as a function of z, spread and
+          degrees of freedom learned for each column;
+        - "log_normal": positive numbers whose logarithm is Gaussian;
+        - "bernoulli": numbers in [0, 1], the cross-entropy;
+        - "categorical": see ``categorical_features``;
+        - "poisson", "negative_binomial": counts, the latter with a dispersion learned for each
+          column.
+    categorical_features : array-like of bool, int or str, "from_dtype" or None, \
+            default="from_dtype"
+        Columns that are categorical, beside the text and categories of a DataFrame: a mask, names
+        or indices. Levels that `fit` has not seen count as missing. Columns of more than 64 levels
+        are described by up to 8 numbers a level, which say how the other columns' means differ.
+    exposure : {None, "total"}, default=None
+        "total": counts are relative to the row's total count over the columns of their family,
+        as for the library size of a cell; densities are then those given this total.
     noise : {"auto", "heteroscedastic", "homoscedastic", "isotropic"} or float, default="auto"
         The spread of a Gaussian decoder. "heteroscedastic": one per column as a function of z,
         trained together with the mean; "homoscedastic": one per column; "isotropic": one for all
@@ -119,7 +143,7 @@ class VAETransformer(
         squared error.
         "auto": the mean is trained with "isotropic" spread, which serves reconstruction and
         latents; then, with encoder and mean fixed, a spread per column as a function of z is
-        fitted, which serves the density. Ignored where the likelihood is not Gaussian.
+        fitted, which serves the density. Columns of other families ignore it.
     noise_floor : float, default=0.01
         Lowest standard deviation of a column given z, in units of the column's own; 1e-3 at least,
         since training is in single precision. Columns of few distinct values can be given any
@@ -192,13 +216,16 @@ class VAETransformer(
     precision_power_ : float
         The power that was used.
     noise_variance_ : ndarray of shape (n_features_in_,)
-        Spread of each column given z, as a variance in original units, averaged over the training
-        rows; infinite where no float is that large. Only where the likelihood is Gaussian.
+        Spread of each column given z, as a variance in original units (of the logarithm, where
+        that is normal), averaged over the training rows; infinite where no float is that large,
+        NaN for other families. Only where some column is normal.
     kl_per_component_ : ndarray of shape (n_components,)
         Mean of KL(q(z_i | x) || p(z_i)) over the training rows: nats that a component carries.
         After `partial_fit`: over its last batch.
     n_active_components_ : int
         Components that carry more than 0.01 nats.
+    effective_sample_size_ : ndarray of shape (n_rows,)
+        Of the last ``sample(given=...)``: how many points stood for the posterior of each row.
 
     See Also
     --------
@@ -209,6 +236,10 @@ class VAETransformer(
     -----
     Rows in another order give the same result, and an integer ``sample_weight`` the same as
     repeated rows, to the bit.
+
+    Values may be missing (NaN, None, null), at random, in `fit` as elsewhere: the linear start is
+    fitted by expectation-maximisation, the ELBO is that of the observed cells, and the encoder
+    reads what the linear model expects where a value is missing.
 
     References
     ----------
@@ -241,7 +272,9 @@ class VAETransformer(
         decoder: Any = None,
         init: str = "linear",
         precision_power: float | str = "auto",
-        likelihood: str = "auto",
+        likelihood: Any = "auto",
+        categorical_features: Any = "from_dtype",
+        exposure: str | None = None,
         noise: float | str = "auto",
         noise_floor: float = 0.01,
         beta: float = 1.0,
@@ -271,6 +304,8 @@ class VAETransformer(
         self.init = init
         self.precision_power = precision_power
         self.likelihood = likelihood
+        self.categorical_features = categorical_features
+        self.exposure = exposure
         self.noise = noise
         self.noise_floor = noise_floor
         self.beta = beta
@@ -300,7 +335,8 @@ class VAETransformer(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows of numbers, finite.
+            Rows; NaN, None or null where a value is missing. An array of numbers, or a pandas or
+            polars DataFrame.
         y : Ignored
             Present for the interface's sake.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -347,7 +383,8 @@ class VAETransformer(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows of numbers, finite.
+            Rows; NaN, None or null where a value is missing. An array of numbers, or a pandas or
+            polars DataFrame.
         y : Ignored
             Present for the interface's sake.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -378,7 +415,14 @@ class VAETransformer(
                 p[name] = _check_sizes(name, p[name])
         _check_option("activation", p["activation"], tuple(ACTIVATIONS))
         _check_option("init", p["init"], INITS)
-        _check_option("likelihood", p["likelihood"], ("auto", *FAMILIES))
+        if isinstance(p["likelihood"], Mapping):
+            for name, family in p["likelihood"].items():
+                _check_option(f"likelihood of column {name!r}", family, tuple(FAMILIES))
+        else:
+            extra = "or a mapping from columns to families"
+            _check_option("likelihood", p["likelihood"], ("auto", *FAMILIES), extra)
+        if p["exposure"] is not None:
+            _check_option("exposure", p["exposure"], EXPOSURES, "or None")
         for name in ("encoder", "decoder"):
             if p[name] is not None and not callable(p[name]):
                 raise TypeError(
@@ -413,19 +457,20 @@ class VAETransformer(
             if not isinstance(p[name], bool | np.bool_):
                 raise TypeError(f"{name} must be True or False, got {p[name]!r}.")
         device = _check_device(p["device"])
-        family = "gaussian" if p["likelihood"] == "auto" else p["likelihood"]
         names = Settings.__dataclass_fields__
         known = {name: value for name, value in p.items() if name in names}
-        return Settings(**known | {"device": device, "family": family})
+        return Settings(**known | {"device": device})
 
     def _rows(
         self, X: Any, sample_weight: Any, settings: Settings, reset: bool, enough: int
     ) -> tuple[columns.Floats, columns.Floats]:
         """X and the weights, checked: distinct rows in canonical order."""
         X = self._validated(X, reset=reset)
-        weights = _check_weights(sample_weight, len(X))
-        self._family = settings.family
-        T, weights = columns.distinct_rows(self._encode(X), weights)
+        if reset:
+            self._columns = columns.Columns.read(X, self.likelihood, self.categorical_features)
+        T = self._encode(X)
+        weights = _check_weights(sample_weight, len(T))
+        T, weights = columns.distinct_rows(T, weights)
         if len(T) < enough:
             raise ValueError(
                 f"Found array with 1 sample (distinct rows of positive weight, of {len(X)} "
@@ -433,22 +478,23 @@ class VAETransformer(
             )
         return T, weights
 
-    def _validated(self, X: Any, reset: bool) -> NDArray[Any]:
-        """X as a matrix of finite numbers, float32 or float64."""
+    def _validated(self, X: Any, reset: bool) -> Any:
+        """X as a matrix of numbers, float32 or float64, or as the DataFrame that it is."""
+        table = columns.table_library(X) is not None
+        if table and (reset or self._columns.library is not None):
+            return validate_data(self, X, reset=reset, skip_check_array=True)
         dtypes = [np.float64, np.float32]
         columns.check_no_dates(X)
         try:
-            # whether all are finite is checked below, where columns have names
-            array: NDArray[Any] = validate_data(
-                self, X, reset=reset, dtype=dtypes, ensure_all_finite=False
-            )
+            # infinities are refused below, where columns have names
+            return validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
         except ValueError as error:
             what = str(error).splitlines()[0]
             # scikit-learn's messages leave open which column, and how to proceed
             if "could not convert string" in what:
                 raise ValueError(
-                    f"{columns.text_column(X)}{what}. Encode text first, for example with "
-                    "OneHotEncoder or OrdinalEncoder, or leave such columns out."
+                    f"{columns.text_column(X)}{what}. Arrays hold numbers: pass a DataFrame, whose "
+                    "text columns are read as categories, or leave such columns out."
                 ) from error
             if "Complex data" in what:
                 raise ValueError(
@@ -461,18 +507,23 @@ class VAETransformer(
                     f"{columns.text_column(X)}{error}. Convert what these objects are to numbers."
                 ) from error
             raise
-        columns.check_finite(array, self._column_names())
-        return array
 
     def _column_names(self) -> list[str]:
         return [repr(n) for n in getattr(self, "feature_names_in_", range(self.n_features_in_))]
 
-    def _encode(self, X: NDArray[Any]) -> columns.Floats:
-        """X -> T, refused where it leaves the family's support."""
-        T = np.asarray(X, dtype=np.float64)
-        low, high = FAMILIES[self._family].support
-        columns.check_support(T, low, high, self._family, self._column_names())
+    def _encode(self, X: Any) -> columns.Floats:
+        """X -> T, refused where it leaves its families' support."""
+        T = self._columns.encode(X)
+        check_array(T, ensure_all_finite=False, estimator=self)  # enough rows and columns
+        self._check_cells(T)
         return T
+
+    def _check_cells(self, T: columns.Floats) -> None:
+        names = self._column_names()
+        columns.check_no_infinity(T, names)
+        for j, family in enumerate(self._columns.families):
+            if family != "gaussian":
+                columns.check_support(T[:, j], *support(family), family, names[j])
 
     def _fresh(self, settings: Settings) -> Fit:
         """A model to fit from the start."""
@@ -480,16 +531,16 @@ class VAETransformer(
         state = self.random_state
         random = np.random.RandomState() if state is None else check_random_state(state)
         seed, self._score_seed = random.randint(2**31 - 1, size=2).tolist()
-        return Fit(settings, seed)
+        n_levels = {j: len(levels) for j, levels in self._columns.levels.items()}
+        return Fit(settings, self._columns.families, n_levels, seed)
 
     def _resumed(self, settings: Settings) -> Fit:
         """A copy of the fitted model to go on from: should that fail, the original is there."""
         for name in ARCHITECTURE:
             old, new = getattr(self._fit.settings, name), getattr(settings, name)
-            if old is not new and old != new:
-                parameter = "likelihood" if name == "family" else name
+            if old is not new and not np.array_equal(old, new):
                 raise ValueError(
-                    f"{parameter}={new!r}, but the model to go on from was fitted with {old!r}. "
+                    f"{name}={new!r}, but the model to go on from was fitted with {old!r}. "
                     "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
                 )
         fit = copy.deepcopy(self._fit)
@@ -511,9 +562,10 @@ class VAETransformer(
 
         def on_epoch(epoch: int, loss: float, score: float | None, model: VAE) -> bool:
             if self.verbose:
-                unit = float(model.likelihood.log_scale.sum())
-                held_out = "" if score is None else f"  held-out ELBO {score - unit:12.4f}"
-                print(f"epoch {epoch:4d}  training ELBO {-loss - unit:12.4f}{held_out}")
+                held_out = (
+                    "" if score is None else f"  held-out ELBO {score - fit.held_out_unit:12.4f}"
+                )
+                print(f"epoch {epoch:4d}  training ELBO {-loss - fit.unit:12.4f}{held_out}")
             if context is None:
                 return False
 
@@ -537,34 +589,39 @@ class VAETransformer(
         self._fit = fit
         self.module_: VAE = fit.module
         self._n_features_out = fit.module.prior.n_components
-        unit = float(fit.module.likelihood.log_scale.sum())
         self.n_iter_ = len(fit.losses)
-        self.loss_curve_ = [loss + unit for loss in fit.losses]
-        self.validation_scores_ = [score - unit for score in fit.scores]
-        self.best_validation_score_ = None if fit.best_score is None else fit.best_score - unit
+        self.loss_curve_ = [loss + fit.unit for loss in fit.losses]
+        self.validation_scores_ = [score - fit.held_out_unit for score in fit.scores]
+        self.best_validation_score_ = None
+        if fit.best_score is not None:
+            self.best_validation_score_ = fit.best_score - fit.held_out_unit
         self.precision_power_ = fit.power
         module = self._module(np.dtype(np.float32))  # enough for means over rows
-        likelihood = module.likelihood
-        varies = getattr(likelihood, "varies", False)
+        normal = gaussian_part(module.likelihood)
         share = torch.from_numpy(weights / weights.sum())
         kl = torch.zeros(self._n_features_out, dtype=torch.float64)
-        variance = torch.zeros(self.n_features_in_, dtype=torch.float64)
+        variance = torch.full((self.n_features_in_,), math.nan, dtype=torch.float64)
+        if normal is not None:
+            part, normal_columns = normal
+            variance[normal_columns] = 0.0
         with torch.no_grad():
             for rows, targets in self._batches(T, torch.float32, _width(module)):
                 mean, log_var = module.posterior(targets)
                 kl += share[rows] @ module.prior.kl(mean, log_var).double()
-                if varies:
-                    log_var = likelihood.log_var(module.decoder(mean))
-                    variance += share[rows] @ log_var.exp().double()
+                if normal is not None and part.varies:
+                    raw = module.decoder(mean)[:, -part.n_params :]
+                    variance[normal_columns] += share[rows] @ part.log_var(raw).exp().double()
         self.kl_per_component_ = kl.numpy()
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
         self.__dict__.pop("noise_variance_", None)  # an earlier fit's
-        if self._family == "gaussian":
-            if not varies:
-                log_var = self.module_.likelihood.log_var(torch.empty(0))
-                variance = log_var.detach().exp()
+        if normal is not None:
+            if not part.varies:
+                exact = gaussian_part(self.module_.likelihood)
+                assert exact is not None
+                variance[normal_columns] = exact[0].log_var(torch.empty(0)).detach().exp()
             with np.errstate(over="ignore", under="ignore"):  # units beyond 1e154 or below 1e-154
-                self.noise_variance_ = variance.numpy() * likelihood.scale**2
+                self.noise_variance_ = variance.numpy()
+                self.noise_variance_[normal_columns] *= part.scale**2
 
     def _warn(self, fit: Fit) -> None:
         """Warn of interruption and non-convergence, at the line that called `fit`."""
@@ -620,8 +677,8 @@ class VAETransformer(
                 mean[rows], std[rows] = m.numpy(), (0.5 * log_var).exp().numpy()
         return mean, std
 
-    def inverse_transform(self, Z: Any) -> NDArray[Any]:
-        """Mean of p(x | z) for each latent, in X's units.
+    def inverse_transform(self, Z: Any) -> Any:
+        """Mean of p(x | z) for each latent, in X's units; of categories, the most probable one.
 
         Parameters
         ----------
@@ -630,8 +687,9 @@ class VAETransformer(
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features)
-            Of Z's float dtype.
+        X : ndarray or DataFrame of shape (n_samples, n_features)
+            An array of Z's float dtype where the model was fitted on an array, else a DataFrame
+            of the same library, names and dtypes: whole numbers rounded, flags from 0.5 on true.
         """
         check_is_fitted(self)
         Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
@@ -641,15 +699,20 @@ class VAETransformer(
                 "components. Pass latents as transform returns them."
             )
         module = self._module(Z.dtype)
-        out = np.empty((len(Z), self.n_features_in_), dtype=Z.dtype)
+        T = np.empty((len(Z), self.n_features_in_))
+        width = max(_width(module.decoder), module.likelihood.n_stats)
         with torch.no_grad():
-            for rows in _slices(len(Z), _width(module.decoder)):
+            for rows in _slices(len(Z), width):
                 mean = module.likelihood.mean(module.decoder(torch.tensor(Z[rows])))
-                out[rows] = module.likelihood.restore(mean.double().numpy())
-        return out
+                T[rows] = module.likelihood.restore_mean(mean.double().numpy())
+        out = self._columns.decode(T)
+        return out.astype(Z.dtype) if isinstance(out, np.ndarray) else out
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.float64]:
+    def sample(self, n_samples: int = 1, random_state: Any = None, given: Any = None) -> Any:
         """Draw new rows: z from the prior, x from p(x | z).
+
+        With ``given``, z is drawn from its posterior given these cells instead, by importance
+        resampling; they are kept, and the others drawn.
 
         Parameters
         ----------
@@ -657,26 +720,145 @@ class VAETransformer(
             Number of rows.
         random_state : int, RandomState instance or None, default=None
             None draws afresh each time.
+        given : mapping or table of shape (n_rows, n_features), default=None
+            Cells that are known: ``{column name or index: value}`` for all rows alike, or rows
+            with gaps, each of which is completed ``n_samples`` times in a row.
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features)
-            Rows in X's units.
+        X : ndarray or DataFrame of shape (n_samples, n_features)
+            Rows in X's units; a DataFrame of the same library, names and dtypes where the model
+            was fitted on one. With a table given, ``n_rows * n_samples`` rows.
+
+        Warns
+        -----
+        UserWarning
+            Where what is given is so improbable that fewer than 10 of the points which stand for
+            the posterior count: ``effective_sample_size_`` holds how many, for each row given.
         """
         check_is_fitted(self)
         _check_integer("n_samples", n_samples, 1)
-        random = (
-            np.random.RandomState() if random_state is None else check_random_state(random_state)
-        )
-        generator = torch.Generator().manual_seed(random.randint(2**31 - 1))
+        random, generator = _generators(random_state)
         module = self.module_
-        out = np.empty((n_samples, self.n_features_in_))
+        if given is None:
+            with torch.no_grad():
+                z = module.prior.sample(n_samples, generator, torch.float64)
+                return self._columns.decode(self._draw(z, generator))
+        if isinstance(given, Mapping):
+            T = self._columns.encode_cells(given)
+            self._check_cells(T)
+        else:
+            T, _, _ = self._prepare(given)
+        z, self.effective_sample_size_ = self._resample(T, n_samples, random)
+        few = np.flatnonzero(self.effective_sample_size_ < FEW)
+        if len(few):
+            warnings.warn(
+                f"Row {few[0]} of what is given is so improbable that only "
+                f"{self.effective_sample_size_[few[0]]:.1f} points stand for its posterior: draws "
+                "of z are nearly alike. Give fewer or likelier cells.",
+                UserWarning,
+                stacklevel=2,
+            )
+        T = np.repeat(T, n_samples, axis=0)
         with torch.no_grad():
-            z = module.prior.sample(n_samples, generator, torch.float64)
-            for rows in _slices(n_samples, _width(module.decoder)):
-                draw = module.likelihood.sample(module.decoder(z[rows]), generator)
-                out[rows] = module.likelihood.restore(draw.numpy())
+            drawn = self._draw(z.reshape(len(T), -1), generator, T)
+        return self._columns.decode(np.where(np.isnan(T), drawn, T))
+
+    def _draw(
+        self, z: Tensor, generator: torch.Generator, T: columns.Floats | None = None
+    ) -> columns.Floats:
+        """Draws of rows at these latents, as T, given cells of the same rows."""
+        module = self.module_
+        out = np.empty((len(z), self.n_features_in_))
+        for rows in _slices(len(z), _width(module.decoder)):
+            known = None
+            if T is not None:
+                known = torch.tensor(module.likelihood.standardize(T[rows]))
+            draw = module.likelihood.sample(module.decoder(z[rows]), generator, known)
+            out[rows] = module.likelihood.restore(draw.numpy())
         return out
+
+    def _resample(
+        self, T: columns.Floats, n_draws: int, random: np.random.RandomState
+    ) -> tuple[Tensor, columns.Floats]:
+        """Draws of z given the observed cells, (n_rows, n_draws, k), and effective sample sizes."""
+        k = self._n_features_out
+        m = max(self.n_score_samples, min(4 * n_draws, MOST_POINTS))
+        points = torch.tensor(_normal_points(m, k, random.randint(2**31 - 1)))
+        z = torch.empty(len(T), n_draws, k, dtype=torch.float64)
+        size = np.empty(len(T))
+        with torch.no_grad():
+            for rows, targets in self._batches(T, torch.float64, self._points_width(m)):
+                candidates, log_weights, log_share = self.module_.log_weights(targets, points)
+                weights = (log_weights + log_share[:, None]).softmax(0).T.numpy()  # (n, m)
+                size[rows] = 1 / (weights**2).sum(1)
+                below = weights.cumsum(1)
+                for i, row in enumerate(range(*rows.indices(len(T)))):
+                    uniform = random.uniform(size=n_draws) * below[i, -1]
+                    chosen = np.searchsorted(below[i], uniform, side="right").clip(max=m - 1)
+                    z[row] = candidates[chosen, i]
+        return z, size
+
+    def impute(self, X: Any, n_draws: int | None = None, random_state: Any = None) -> Any:
+        """Fill missing cells by what the model expects there, given the row's observed cells.
+
+        ``E[x_missing | x_observed]``, of categories the most probable one, by self-normalised
+        importance sampling with the points of `score_samples`: exact where the model is linear.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Rows, NaN or null where a value is missing.
+        n_draws : int or None, default=None
+            None fills in expectations. A number gives multiple imputations: so many tables, each
+            with missing cells drawn from their distribution given the observed ones.
+        random_state : int, RandomState instance or None, default=None
+            For ``n_draws``; None draws afresh each time.
+
+        Returns
+        -------
+        X : ndarray or DataFrame of shape (n_samples, n_features), or a list of ``n_draws``
+            Observed cells are X's own, to the bit. A categorical column that had no value at all
+            in `fit` stays missing, a column of numbers without any becomes 0.
+
+        References
+        ----------
+        Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data
+        Sets", ICML 2019.
+        """
+        if n_draws is not None:
+            _check_integer("n_draws", n_draws, 1, "or None")
+        T, _, _ = self._prepare(X)
+        if columns.table_library(X) is None:
+            X = self._validated(X, reset=False)
+        gaps = np.flatnonzero(np.isnan(T).any(axis=1))
+        if n_draws is not None:
+            random, generator = _generators(random_state)
+            with torch.no_grad():
+                z, _ = self._resample(T[gaps], n_draws, random)
+                tables = []
+                for i in range(n_draws):
+                    filled = T.copy()
+                    filled[gaps] = self._draw(z[:, i], generator, T[gaps])
+                    tables.append(self._columns.fill(X, filled))
+            return tables
+        filled, m = T.copy(), self.n_score_samples
+        points = torch.tensor(_normal_points(m, self._n_features_out, self._score_seed))
+        likelihood = self.module_.likelihood
+        with torch.no_grad():
+            for rows, targets in self._batches(T[gaps], torch.float64, self._points_width(m)):
+                z, log_weights, log_share = self.module_.log_weights(targets, points)
+                weights = (log_weights + log_share[:, None]).softmax(0)  # (m, n)
+                raw = self.module_.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
+                stats = torch.einsum("mn,mns->ns", weights, likelihood.mean(raw, targets))
+                filled[gaps[rows]] = likelihood.restore_mean(stats.numpy())
+        return self._columns.fill(X, filled)
+
+    def _points_width(self, n_points: int) -> int:
+        """Numbers that a row becomes where it is weighed at so many latents."""
+        module = self.module_
+        width = max(_width(module.decoder), module.likelihood.n_stats)
+        return width * (n_points + self._n_features_out + 1)
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Log-density of each row, in nats and in original units: an importance-weighted bound.
@@ -711,14 +893,12 @@ class VAETransformer(
         k, m = self._n_features_out, self.n_score_samples
         _check_integer("n_score_samples", m, 1)
         points = torch.tensor(_normal_points(m, k, self._score_seed).astype(dtype))
-        unit = module.likelihood.log_scale.sum()
         out = np.empty(len(T), dtype=dtype)
-        width = _width(module.decoder) * (m + k + 1)
         with torch.no_grad():
-            for rows, targets in self._batches(T, _torch_dtype(dtype), width):
+            for rows, targets in self._batches(T, _torch_dtype(dtype), self._points_width(m)):
                 # so far out that squares overflow: less probable than any number says
                 log_prob = module.log_prob(targets, points).double().nan_to_num(nan=-math.inf)
-                out[rows] = log_prob.numpy() - unit
+                out[rows] = log_prob.numpy() - module.likelihood.log_unit(T[rows]).sum(1)
         return out
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -744,7 +924,11 @@ class VAETransformer(
     def _prepare(self, X: Any) -> tuple[columns.Floats, np.dtype[Any], VAE]:
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        return self._encode(X), X.dtype, self._module(X.dtype)
+        dtype = getattr(X, "dtype", None)
+        if dtype is None:  # a DataFrame
+            single = all(str(d).lower() == "float32" for d in X.dtypes)
+            dtype = np.dtype(np.float32 if single else np.float64)
+        return self._encode(X), dtype, self._module(dtype)
 
     def _module(self, dtype: np.dtype[Any]) -> VAE:
         """The fitted module in this dtype."""
@@ -764,6 +948,7 @@ class VAETransformer(
         """Tags for scikit-learn's checks."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = True
         return tags
 
 
@@ -791,6 +976,12 @@ def _slices(n_rows: int, width: int) -> Iterator[slice]:
 def _width(network: nn.Module) -> int:
     """Most numbers that a row becomes inside a network of dense layers."""
     return max((size for p in network.parameters() for size in p.shape), default=1)
+
+
+def _generators(random_state: Any) -> tuple[np.random.RandomState, torch.Generator]:
+    """numpy's and torch's; None is fresh entropy."""
+    random = np.random.RandomState() if random_state is None else check_random_state(random_state)
+    return random, torch.Generator().manual_seed(random.randint(2**31 - 1))
 
 
 def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:

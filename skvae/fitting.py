@@ -19,9 +19,10 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from . import linear
-from .columns import Floats, location_and_scale
-from .likelihoods import LOG_2PI, Bernoulli, Gaussian
-from .networks import Dropout, Spread, WithLinear, linear_layer, mlp, silence
+from .columns import CHUNK, Floats
+from .families import NORMAL, build, gaussian_part
+from .likelihoods import LOG_2PI, Gaussian, Mixed, split_gaps
+from .networks import Completion, Dropout, Spread, WithLinear, linear_layer, mlp, silence
 from .priors import StandardNormal
 from .spread import Sample, SpreadFit
 from .training import History, Rows, Trainer
@@ -31,7 +32,7 @@ F64, F32 = torch.float64, torch.float32
 POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this much over PCA's
 POWER_LIMIT = 0.5  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
-RAREST = 1e-3  # the start's lowest probability of a column in [0, 1]: its logit stays finite
+COMPLETED_ROWS = 20_000  # rows with gaps that the linear start is fitted on, at most
 REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
@@ -58,6 +59,9 @@ class Settings:
     decoder: Any
     init: str
     precision_power: Any
+    likelihood: Any
+    categorical_features: Any
+    exposure: Any
     noise: Any
     noise_floor: float
     beta: float
@@ -73,12 +77,6 @@ class Settings:
     n_iter_no_change: int
     max_grad_norm: float
     device: str
-    family: str
-
-    @property
-    def separate_spread(self) -> bool:
-        """Whether the mean is trained first, and a spread fitted around it."""
-        return self.family == "gaussian" and self.noise == "auto"
 
 
 class Fit:
@@ -87,6 +85,10 @@ class Fit:
     Parameters
     ----------
     settings : Settings
+    families : list of str
+        Of the columns.
+    n_levels : dict
+        Number of levels of each categorical column.
     seed : int
         All randomness of the fit comes from here.
 
@@ -96,10 +98,15 @@ class Fit:
         The model, float64, on the CPU.
     losses, scores : list of float
         Training loss and held-out ELBO per epoch, nats in standardised units.
+    unit, held_out_unit : float
+        Nats that original units cost these rows, on average.
     """
 
-    def __init__(self, settings: Settings, seed: int) -> None:
+    def __init__(
+        self, settings: Settings, families: list[str], n_levels: dict[int, int], seed: int
+    ) -> None:
         self.settings, self.seed = settings, seed
+        self.families, self.n_levels = families, n_levels
         self.generator_state: Tensor | None = None
         self.optimizer_state: dict[str, Any] | None = None
         self.losses: list[float] = []
@@ -107,10 +114,16 @@ class Fit:
         self.best_score: float | None = None
         self.interrupted = self.improving = False
         self.power = 0.0
+        self.unit = self.held_out_unit = 0.0
         self.excess: Tensor | None = None
         self.mean: VAE  # what is trained first; the same as `module` without a separate spread
         self.density: VAE  # `mean` with a spread around it, where that is separate
         self.module: VAE
+
+    @property
+    def separate_spread(self) -> bool:
+        """Whether the mean is trained first, and a spread fitted around it."""
+        return self.settings.noise == "auto" and any(f in NORMAL for f in self.families)
 
     # ---------------------------------------------------------------- the two ways to fit
 
@@ -126,18 +139,22 @@ class Fit:
             self._start(T, weights, generator)
         targets = self._targets(T)
         share = torch.from_numpy(weights / weights.mean())
+        units = torch.from_numpy(self._units(T))
         train = torch.randperm(len(T), generator=generator)
         held_out = train[:0]
         if s.early_stopping:
             size = min(max(1, round(s.validation_fraction * len(T))), len(T) - 1)
             held_out, train = train[:size], train[size:]
+        self.unit, self.held_out_unit = (
+            float(share[rows] @ units[rows] / share[rows].sum()) for rows in (train, held_out)
+        )
         self.losses, self.scores, self.best_score = [], [], None
         self.interrupted = self.improving = False
         self.optimizer_state = None  # its moments belong to other weights
         if s.max_iter > 0:
             with self._randomness(generator):
                 self._train_mean(targets, share, train, held_out, generator, on_epoch)
-        if not s.separate_spread:
+        if not self.separate_spread:
             self.module = self.mean
         elif s.max_iter > 0:
             self._fit_spread(targets, share, train, held_out, generator, go_on)
@@ -158,6 +175,7 @@ class Fit:
             self._start(T, weights, generator)
         targets = self._targets(T)
         share = torch.from_numpy(weights / weights.mean())
+        self.unit = float(share @ torch.from_numpy(self._units(T)) / share.sum())
         rows = torch.arange(len(T))
         with self._randomness(generator):
             model, trainer = self._prepare_mean(generator)
@@ -170,7 +188,7 @@ class Fit:
             self.optimizer_state = trainer.state()
             self._keep(model)
         self.losses.append(loss)
-        if self.settings.separate_spread:
+        if self.separate_spread:
             self._fit_spread(targets, share, rows, rows[:0], generator, True, 1, 1)
         else:
             self.module = self.mean
@@ -180,89 +198,122 @@ class Fit:
 
     def _start(self, T: Floats, weights: Floats, generator: torch.Generator) -> None:
         """Statistics of the columns, the linear model, and networks that say nothing yet."""
-        s = self.settings
-        d, k = T.shape[1], s.n_components
-        shift, scale = location_and_scale(T, weights)
-        if s.family == "bernoulli":
-            likelihood: Any = Bernoulli(shift.clip(RAREST, 1 - RAREST))
-            inputs = likelihood.embed(torch.from_numpy(T))
-        else:
-            inputs = torch.from_numpy((T - shift) / scale)
-        center, S = linear.covariance(inputs, torch.from_numpy(weights / weights.sum()))
-        model = self._linear_model(S)
-        if s.family == "bernoulli":
-            # x is about p + p (1 - p) * loadings z: through the link's slope, in inputs' units
-            weight = model.loadings / likelihood.spread[:, None]
-            bias = likelihood.center.logit()
-        else:
-            learn = "each" if s.noise in ("homoscedastic", "heteroscedastic") else "common"
-            fixed = not isinstance(s.noise, str)
-            likelihood = Gaussian(
-                shift,
-                scale,
-                model.noise.log(),
-                learn="none" if fixed else learn,
-                varies=s.noise == "heteroscedastic",
-                floor=min(s.noise_floor, s.noise) if fixed else s.noise_floor,
+        s, k = self.settings, self.settings.n_components
+        likelihood = build(
+            T, weights, self.families, self.n_levels, s.exposure == "total", self._gaussian()
+        )
+        inputs = likelihood.embed(torch.from_numpy(likelihood.standardize(T)))  # (n, n_inputs)
+        share = torch.from_numpy(weights / weights.sum())
+        if inputs.isnan().any():
+            rows = slice(COMPLETED_ROWS)  # their order is random
+            center, S = linear.completed_covariance(
+                inputs[rows], share[rows] / share[rows].sum(), k, s.noise_floor
             )
-            weight, bias = model.loadings, center
-        bias = nn.functional.pad(bias, (0, likelihood.n_params - d))
+        else:
+            center, S = linear.covariance(inputs, share)
+        gaussian = gaussian_part(likelihood)
+        model = self._linear_model(S, gaussian)
+        bias, slope = likelihood.start(model.noise, center)
+        weight = model.loadings * slope[:, None]
         decode = self._network("decoder", k, likelihood.n_params, generator)
         encode = self._network("encoder", likelihood.n_inputs, 2 * k, generator)
         encoder_weight = model.encoder
         encoder_bias = torch.cat([-(encoder_weight @ center), model.log_var])
         if s.init == "random":
+            d = likelihood.n_inputs
             layers = linear_layer(d, k, generator), linear_layer(k, d, generator)
             encoder_weight, weight = (layer.weight.detach().to(F64) for layer in layers)
             encoder_bias = torch.zeros_like(encoder_bias)
+        completion = Completion(model.loadings, model.noise, center)
         self.mean = VAE(
             WithLinear(encoder_weight, encoder_bias, *encode, reach=ENCODER_REACH),
             WithLinear(weight, bias, *decode, reach=DECODER_REACH),
             likelihood,
             StandardNormal(k),
+            completion,
         ).to(F64)
         self.mean.eval()
-        if s.separate_spread:
-            # the linear model's own best spread per column, at the same span
-            each = linear.refit(S, model, s.noise_floor).noise
+        if self.separate_spread and gaussian is not None:
+            part, columns = gaussian
+            if isinstance(likelihood, Mixed):
+                left = S.diagonal() - model.loadings.square().sum(1)
+                each = left[-part.n_inputs :].clamp_min(s.noise_floor**2)
+            else:
+                # the linear model's own best spread per column, at the same span
+                each = linear.refit(S, model, s.noise_floor).noise
             sizes = self._sizes("decoder")
-            network = silence(mlp(k, d, sizes, s.activation, 0.0, generator))
-            density = Gaussian(shift, scale, each.log(), varies=True, floor=s.noise_floor)
+            network = silence(mlp(k, len(columns), sizes, s.activation, 0.0, generator))
             self.density = VAE(
-                self.mean.encoder, Spread(self.mean.decoder, network), density, self.mean.prior
+                self.mean.encoder,
+                Spread(self.mean.decoder, network),
+                self._with_gaussian(likelihood, self._spread_out(part, each.log(), True)),
+                self.mean.prior,
+                completion,
             ).to(F64)
             self.density.eval()
 
+    def _gaussian(self) -> Callable[..., Gaussian]:
+        """What makes the likelihood of normal columns of the model that is trained first."""
+        s = self.settings
+        learn, floor = "common", s.noise_floor
+        if not isinstance(s.noise, str):
+            learn, floor = "none", min(floor, s.noise)
+        elif s.noise in ("homoscedastic", "heteroscedastic"):
+            learn = "each"
+
+        def make(shift: Floats, scale: Floats, log: Any) -> Gaussian:
+            log_var = torch.zeros(len(scale), dtype=F64)
+            return Gaussian(shift, scale, log_var, learn, s.noise == "heteroscedastic", floor, log)
+
+        return make
+
+    def _spread_out(self, part: Gaussian, log_var: Tensor, varies: bool) -> Gaussian:
+        """The same columns with a spread each, which may vary with z."""
+        floor = self.settings.noise_floor
+        return Gaussian(part.shift, part.scale, log_var, "each", varies, floor, part.log)
+
+    @staticmethod
+    def _with_gaussian(likelihood: Any, part: Gaussian) -> Any:
+        """The likelihood with another last part."""
+        if not isinstance(likelihood, Mixed):
+            return part
+        return Mixed([*likelihood.parts[:-1], part], likelihood.columns)
+
     def _linear_density(self) -> VAE:
         """The linear start with its own best spread per column, constant in z."""
-        likelihood = self.density.likelihood
-        constant = Gaussian(
-            likelihood.shift,
-            likelihood.scale,
-            likelihood.base.detach(),
-            floor=self.settings.noise_floor,
-        )
-        return VAE(self.mean.encoder, self.mean.decoder, constant, self.mean.prior).eval()
+        found = gaussian_part(self.density.likelihood)
+        assert found is not None
+        constant = self._spread_out(found[0], found[0].base.detach(), False)
+        likelihood = self._with_gaussian(self.mean.likelihood, constant)
+        parts = self.mean.encoder, self.mean.decoder, likelihood, self.mean.prior
+        return VAE(*parts, self.mean.completion).eval()
 
-    def _linear_model(self, S: Tensor) -> linear.LinearModel:
+    def _linear_model(
+        self, S: Tensor, gaussian: tuple[Gaussian, list[int]] | None
+    ) -> linear.LinearModel:
         s = self.settings
         d, k, floor = len(S), s.n_components, s.noise_floor
         ones = torch.ones(d, dtype=F64)
         power = s.precision_power
-        fixed = s.family == "bernoulli" or not isinstance(s.noise, str)
-        if fixed and power == "auto":
+        numbers = all(f in (*NORMAL, "student_t") for f in self.families)
+        fixed = gaussian is not None and not isinstance(s.noise, str)
+        if (fixed or not numbers) and power == "auto":
             power = 0.0
         psi = ones if power == 0 else linear.factor_analysis(S, k, floor)
         if power == "auto":
             power = linear.choose_power(S, k, psi, floor, POWER_TOLERANCE, POWER_LIMIT)
         self.power = float(power)
         model = linear.weighted_pca(S, k, psi**-self.power, floor)
-        if fixed:
-            # Bernoulli inputs have variance 1 given z, as standardised by p (1 - p)
-            noise = 1.0 if s.family == "bernoulli" else float(s.noise) ** 2
-            model = linear.LinearModel(model.loadings, noise * ones)
+        if fixed or set(self.families) == {"bernoulli"}:
+            noise = model.noise.clone()
+            if gaussian is not None:
+                noise[-gaussian[0].n_inputs :] = float(s.noise) ** 2
+            else:
+                # such inputs have variance 1 given z, as standardised by p (1 - p)
+                noise = ones
+            model = linear.LinearModel(model.loadings, noise)
             return linear.refit(S, model, floor, learn=False)
-        if s.noise in ("homoscedastic", "heteroscedastic"):
+        if numbers and s.noise in ("homoscedastic", "heteroscedastic"):
             return linear.refit(S, model, floor)
         return model
 
@@ -339,16 +390,28 @@ class Fit:
         s = self.settings
         data = targets[subset].to(s.device, F32)
         weights = share[subset].to(s.device, F32)
+        hints = self._hints(model, data)
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
             noise = torch.randn(len(order), s.n_components, generator=generator, dtype=F32)
-            return data[order], weights[order], noise.to(s.device)
+            rows = data[order], weights[order], noise.to(s.device)
+            return rows if hints is None else (*rows, hints[order])
 
-        def backward(epoch: int, batch: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+        def backward(
+            epoch: int, batch: Tensor, weight: Tensor, noise: Tensor, hints: Tensor | None = None
+        ) -> Tensor:
             beta = s.beta * min(1.0, (epoch + 1) / (s.kl_warmup + 1))
-            return model.backward(batch, noise, weight / len(batch), beta)
+            return model.backward(batch, noise, weight / len(batch), beta, hints)
 
         return Rows(len(subset), gather, backward, self._batch_size(len(subset)), generator)
+
+    @staticmethod
+    def _hints(model: VAE, data: Tensor) -> Tensor | None:
+        """What the gaps of these rows need, found once; None without gaps."""
+        if not data.isnan().any():
+            return None
+        found: Tensor = model.completion.hints(model.likelihood.embed(data))
+        return found
 
     def _train_mean(
         self,
@@ -374,7 +437,10 @@ class Fit:
             noise = torch.randn(
                 n_draws, len(others), s.n_components, generator=generator, dtype=F32
             )
-            evaluate = functools.partial(self._judge, model, others, weights, noise.to(s.device))
+            hints = self._hints(model, others)
+            evaluate = functools.partial(
+                self._judge, model, others, weights, noise.to(s.device), hints
+            )
 
         def after(history: History) -> bool:
             score = history.scores[-1] if evaluate is not None else None
@@ -419,27 +485,39 @@ class Fit:
         self.mean.load_state_dict({n: v.to("cpu", F64) for n, v in model.state_dict().items()})
         self.mean.eval()
 
-    def _judge(self, model: VAE, targets: Tensor, share: Tensor, noise: Tensor) -> float:
+    def _judge(
+        self, model: VAE, targets: Tensor, share: Tensor, noise: Tensor, hints: Tensor | None
+    ) -> float:
         """Held-out ELBO under fixed noise (n_draws, n, n_components); shares sum to one.
 
-        Where one spread is common to all columns, the held-out rows get the one that suits them
-        best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
+        Where one spread is common to all normal columns, the held-out rows get the one that suits
+        them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
         outweighing all that the mean learns.
         """
         s = self.settings
         n_draws, n, k = noise.shape
         likelihood = model.likelihood
         with torch.no_grad():
-            mean, log_var = model.posterior(targets)
+            mean, log_var = model.posterior(targets, hints)
             kl = s.beta * (share @ model.prior.kl(mean, log_var).sum(-1))
             z = mean + (0.5 * log_var).exp() * noise
             raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
-            if s.family != "gaussian" or s.noise not in ("auto", "isotropic"):
+            normal = gaussian_part(likelihood)
+            if normal is None or s.noise not in ("auto", "isotropic"):
                 return float(share @ likelihood.log_prob(raw, targets).sum(-1).mean(0) - kl)
-            error = (targets - likelihood.mean(raw)).square() * (-likelihood.base).exp()
-            best = (share @ error.mean(-1).mean(0)).clamp_min(1e-12)  # variance common to all
-            nats = targets.shape[1] * (LOG_2PI + 1 + best.log()) + likelihood.base.sum()
-            return float(-0.5 * nats - kl)
+            part, columns = normal
+            nats = torch.zeros_like(kl)
+            if isinstance(likelihood, Mixed):
+                cells = likelihood.log_prob(raw, targets).mean(0)
+                cells[:, columns] = 0.0
+                nats = share @ cells.sum(-1)
+            cells, observed = split_gaps(targets[:, columns])
+            seen = torch.ones_like(cells) if observed is None else observed
+            error = (cells - raw[..., -part.n_columns :]).square() * (-part.base).exp() * seen
+            n_cells = share @ seen.sum(-1)  # in a row, on average
+            best = (share @ error.sum(-1).mean(0) / n_cells.clamp_min(1e-12)).clamp_min(1e-12)
+            nats -= 0.5 * (n_cells * (LOG_2PI + 1 + best.log()) + share @ seen @ part.base)
+            return float(nats - kl)
 
     # ---------------------------------------------------------------- the spread
 
@@ -458,11 +536,14 @@ class Fit:
         s = self.settings
         spread: Any = copy.deepcopy(self.density.decoder)
         spread.decoder = copy.deepcopy(self.mean.decoder)
+        found = gaussian_part(self.density.likelihood)
+        assert found is not None
         model = VAE(
             copy.deepcopy(self.mean.encoder),
             spread,
-            copy.deepcopy(self.density.likelihood),
+            copy.deepcopy(self._with_gaussian(self.mean.likelihood, found[0])),
             self.mean.prior,
+            copy.deepcopy(self.mean.completion),
         )
         model.eval()
         rows, others = (
@@ -470,7 +551,9 @@ class Fit:
             for subset in (train[:SPREAD_ROWS], held_out[: SPREAD_ROWS // 8])
         )
         excess = self.excess if go_on else None
-        fit = SpreadFit(model.to(F32), rows, others, s.noise_floor, generator, excess)
+        part = gaussian_part(model.likelihood)
+        assert part is not None
+        fit = SpreadFit(model.to(F32), *part, rows, others, s.noise_floor, generator, excess)
         finished = fit.run(
             0 if self.interrupted else n_rounds,
             n_epochs=n_epochs,
@@ -485,6 +568,7 @@ class Fit:
         model = model.to(F64)
         # means and encoder exactly as trained, not through float32
         model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
+        model.completion = self.mean.completion
         self.density = self.module = model
 
     # ---------------------------------------------------------------- small things
@@ -520,6 +604,13 @@ class Fit:
 
     def _targets(self, T: Floats) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.mean.likelihood.standardize(T)))
+
+    def _units(self, T: Floats) -> Floats:
+        """Nats that original units cost each row: (n_rows,)."""
+        units = [
+            self.mean.likelihood.log_unit(T[i : i + CHUNK]).sum(1) for i in range(0, len(T), CHUNK)
+        ]
+        return np.concatenate(units)
 
     def _batch_size(self, n_rows: int) -> int:
         if self.settings.batch_size != "auto":

@@ -1,24 +1,34 @@
 """p(x | z): one class per family, and ``Mixed``, which joins groups of columns.
 
 A likelihood reads the decoder's raw output, of width ``n_params``, and speaks about *targets*: T
-after ``standardize``. Its log-densities are in standardised units; ``log_scale`` holds what turns
-them into original ones, ``log p(x) = log p(standardised x) - log_scale`` per cell. Everything that
-evaluates, draws or summarises p(x | z) goes through these methods, so the density is written once.
+after ``standardize``, NaN where a cell is missing. Its log-densities are those of the targets;
+``log_unit`` turns them into original units, ``log p(x) = log p(target) - log_unit`` per cell.
+Everything that evaluates, draws or summarises p(x | z) goes through these methods, so the density
+is written once.
 
-==================  ======================================================================
-``standardize(T)``  T in original units -> targets, float64, NaN kept (numpy)
-``restore(t)``      the inverse, for means and draws (numpy)
-``embed(t)``        targets -> what the encoder reads (torch)
-``log_prob``        (raw, targets) -> nats per cell, (..., n_columns)
-``nll_vjp``         (raw, targets) -> minus their sum per row, (n,), and its gradient backwards;
-                    optional, for speed
-``fisher``          raw -> expected information per raw parameter, (..., n_params)
-``mean``            raw -> E[x | z], standardised units, (..., n_columns)
-``sample``          raw -> one draw, standardised units, (..., n_columns)
-==================  ======================================================================
+=====================  ===================================================================
+``standardize(T)``     T in original units -> targets, float64, NaN kept (numpy)
+``restore(t)``         the inverse, for draws (numpy)
+``log_unit(T)``        nats per cell that original units cost, 0 where missing (numpy)
+``embed(t)``           targets -> what the encoder reads, (n, n_inputs), NaN kept (torch)
+``start(noise, mean)`` of a linear model of the inputs, both (n_inputs,): takes over the noise's
+                       variance; the raw output's bias (n_params,), and how much the first n_inputs
+                       of it move when inputs do
+``log_prob``           (raw, targets) -> nats per cell, (..., n_columns); missing cells give 0
+``nll_vjp``            (raw, targets) -> minus their sum per row, (n,), and its gradient backwards;
+                       optional, for speed
+``whiten``             (raw, jacobian (n, k, n_params), targets) -> A (n, k, n_params): A A' is the
+                       expected information of the observed cells about k directions
+``mean(raw)``          what averages over z: means or, of categories, probabilities, (..., n_stats)
+``restore_mean(s)``    these -> T in original units, the most probable category (numpy)
+``sample``             raw -> one draw of the targets, (..., n_columns)
+=====================  ===================================================================
 
-Ranges are part of the family: ``support`` is the closed interval its data may lie in, and
-validation reads it from there.
+``mean`` and ``sample`` take the targets of the same rows as well: what is observed of a row may
+say how large the rest is (an exposure).
+
+Ranges are part of the family: ``support`` is the closed interval its data may lie in, ``integers``
+whether only whole numbers are allowed; validation reads them from there.
 """
 
 import math
@@ -31,6 +41,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 LOG_2PI = math.log(2 * math.pi)
+Floats = NDArray[np.float64]
+Back = Callable[[Tensor], Tensor]
 
 
 class _Bound(torch.autograd.Function):
@@ -63,6 +75,22 @@ def bound(value: Tensor, low: float, high: float) -> Tensor:
     return clamped
 
 
+def split_gaps(targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Targets with gaps filled by 0, which lies in every support, and 1 where observed, else 0.
+
+    Fill first, compute, then mask: a NaN that has entered gives NaN gradients. Without gaps the
+    second is None.
+    """
+    gaps = targets.isnan()
+    if not gaps.any():
+        return targets, None
+    return targets.masked_fill(gaps, 0.0), (~gaps).to(targets.dtype)
+
+
+def _masked(cells: Tensor, observed: Tensor | None) -> Tensor:
+    return cells if observed is None else cells * observed
+
+
 class Gaussian(nn.Module):
     """Columns that are normal given z: ``x_j | z ~ N(mean_j(z), sigma_j(z)^2)``.
 
@@ -79,6 +107,8 @@ class Gaussian(nn.Module):
         then (mean, addition), twice as wide.
     floor : float, default=0.01
         Lowest standard deviation, in units of the column's own.
+    log : ndarray of bool of shape (n_columns,), default=None
+        Columns whose logarithm is normal: all above is about ``log(T)`` there.
 
     References
     ----------
@@ -87,20 +117,23 @@ class Gaussian(nn.Module):
     """
 
     support = (-math.inf, math.inf)
+    integers = False
     HIGHEST = 1e4  # standard deviation, standardised units
 
     def __init__(
         self,
-        shift: NDArray[np.float64],
-        scale: NDArray[np.float64],
+        shift: Floats,
+        scale: Floats,
         log_var: Tensor,
         learn: str = "each",
         varies: bool = False,
         floor: float = 0.01,
+        log: NDArray[np.bool_] | None = None,
     ) -> None:
         super().__init__()
         self.shift, self.scale = np.asarray(shift), np.asarray(scale)
-        self.n_columns = self.n_inputs = len(self.scale)
+        self.n_columns = self.n_inputs = self.n_stats = len(self.scale)
+        self.log = log if log is not None and np.any(log) else None
         self.varies = varies
         self.n_params = self.n_columns * (2 if varies else 1)
         self.low, self.high = 2 * math.log(floor), 2 * math.log(self.HIGHEST)
@@ -108,19 +141,31 @@ class Gaussian(nn.Module):
         self.base = nn.Parameter(log_var.clone(), requires_grad=learn == "each")
         self.common = nn.Parameter(log_var.new_zeros(()), requires_grad=learn == "common")
 
-    @property
-    def log_scale(self) -> NDArray[np.float64]:
-        """Log of each column's unit: nats to subtract per cell for original units."""
-        return np.log(self.scale)
+    def log_unit(self, T: Floats) -> Floats:
+        unit = np.broadcast_to(np.log(self.scale), T.shape)
+        if self.log is not None:
+            unit = unit + np.where(self.log, _logs(T, self.log), 0.0)
+        return np.where(np.isnan(T), 0.0, unit)
 
-    def standardize(self, T: NDArray[np.float64]) -> NDArray[np.float64]:
+    def standardize(self, T: Floats) -> Floats:
+        T = T if self.log is None else np.where(self.log, _logs(T, self.log), T)
         return (T - self.shift) / self.scale
 
-    def restore(self, targets: NDArray[np.float64]) -> NDArray[np.float64]:
-        return targets * self.scale + self.shift
+    def restore(self, targets: Floats) -> Floats:
+        T: Floats = targets * self.scale + self.shift
+        if self.log is not None:
+            with np.errstate(over="ignore"):
+                T[..., self.log] = np.exp(T[..., self.log])
+        return T
 
     def embed(self, targets: Tensor) -> Tensor:
         return targets
+
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            self.base.copy_(noise.log())
+        bias = nn.functional.pad(mean, (0, self.n_params - self.n_inputs))
+        return bias, torch.ones_like(noise)
 
     def log_var(self, raw: Tensor) -> Tensor:
         """Log-variances, standardised units: (..., n_columns), or (n_columns,) if constant."""
@@ -130,18 +175,28 @@ class Gaussian(nn.Module):
         log_var = self.base + self.common
         return log_var + raw[..., self.n_columns :] if self.varies else log_var
 
-    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
-        log_var = self.log_var(raw)
-        error = (targets - self.mean(raw)) * (-0.5 * log_var).exp()
-        return torch.addcmul(-0.5 * (LOG_2PI + log_var), error, error, value=-0.5)
+    def location(self, raw: Tensor) -> Tensor:
+        """Mean of the targets: (..., n_columns)."""
+        return raw[..., : self.n_columns]
 
-    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
+        targets, observed = split_gaps(targets)
+        log_var = self.log_var(raw)
+        error = (targets - self.location(raw)) * (-0.5 * log_var).exp()
+        cells = torch.addcmul(-0.5 * (LOG_2PI + log_var), error, error, value=-0.5)
+        return _masked(cells, observed)
+
+    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+        targets, observed = split_gaps(targets)
         value = self._unbounded(raw)
         log_var = value.clamp(self.low, self.high)
         root = (-0.5 * log_var).exp()  # of the precision
-        error = (self.mean(raw) - targets).mul_(root)  # in units of sigma
+        error = (self.location(raw) - targets).mul_(root)  # in units of sigma
+        constant = log_var + LOG_2PI
+        if observed is not None:
+            error, constant = error * observed, constant * observed
         square = error.square()
-        nll = 0.5 * (square.sum(-1) + (log_var + LOG_2PI).sum(-1))
+        nll = 0.5 * (square.sum(-1) + constant.sum(-1))
 
         def back(grad: Tensor) -> Tensor:
             grad = grad[:, None]
@@ -150,10 +205,11 @@ class Gaussian(nn.Module):
             if not (learned or self.varies):
                 return to_mean
             weight = 0.5 * grad
+            each = weight if observed is None else weight * observed
             if self.varies:
-                to_log_var = weight - weight * square  # (n, n_columns)
+                to_log_var = each - weight * square  # (n, n_columns)
             else:
-                to_log_var = weight.sum() - weight[:, 0] @ square
+                to_log_var = each.sum(0) - weight[:, 0] @ square
             to_log_var = _inwards(to_log_var, value, log_var)
             for parameter in learned:
                 if parameter.grad is None:
@@ -163,19 +219,126 @@ class Gaussian(nn.Module):
 
         return nll, back
 
-    def fisher(self, raw: Tensor) -> Tensor:
-        precision = (-self.log_var(raw)).exp().expand(self.mean(raw).shape)
-        if not self.varies:
-            return precision
-        return torch.cat([precision, torch.full_like(precision, 0.5)], -1)
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        root = (-0.5 * self.log_var(raw)).exp().expand(self.location(raw).shape)
+        root = _masked(root, split_gaps(targets)[1])
+        if self.varies:
+            half = _masked(torch.full_like(root, math.sqrt(0.5)), split_gaps(targets)[1])
+            root = torch.cat([root, half], -1)
+        return jacobian * root[:, None]
 
-    def mean(self, raw: Tensor) -> Tensor:
-        return raw[..., : self.n_columns]
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
+        mean = self.location(raw)
+        if self.log is None:
+            return mean
+        # of exp(scale * t), in units of exp(shift): means of logarithms would give medians
+        scale = torch.as_tensor(self.scale, dtype=raw.dtype)
+        original = (scale * mean + 0.5 * scale.square() * self.log_var(raw).exp()).exp()
+        return torch.where(torch.as_tensor(self.log), original, mean)
 
-    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        mean = self.mean(raw)
+    def restore_mean(self, stats: Floats) -> Floats:
+        T = stats * self.scale + self.shift
+        if self.log is not None:
+            with np.errstate(over="ignore"):
+                T[..., self.log] = stats[..., self.log] * np.exp(self.shift[self.log])
+        return T
+
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        mean = self.location(raw)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
         return mean + (0.5 * self.log_var(raw)).exp() * noise
+
+
+def _logs(T: Floats, chosen: NDArray[np.bool_]) -> Floats:
+    """log(T), where chosen."""
+    return np.log(T, where=np.broadcast_to(chosen, T.shape), out=np.zeros_like(T))
+
+
+class StudentT(nn.Module):
+    """Columns with heavy tails: ``(x_j - location_j(z)) / s_j ~ t(df_j)``, s and df learned.
+
+    The encoder reads cells clipped at `CLIP` units: one wild cell should not move the latent more
+    than the density lets it.
+
+    Parameters
+    ----------
+    shift, scale : ndarray of shape (n_columns,)
+        Robust location and unit of each column: targets are ``(T - shift) / scale``.
+    floor : float, default=0.01
+        Lowest s, in units of ``scale``.
+
+    References
+    ----------
+    Lange, Little and Taylor, "Robust Statistical Modeling Using the t Distribution", JASA 1989.
+    """
+
+    support = (-math.inf, math.inf)
+    integers = False
+    CLIP = 5.0
+    DF = (1.5, 200.0)  # above 1 a mean exists
+
+    def __init__(self, shift: Floats, scale: Floats, floor: float = 0.01) -> None:
+        super().__init__()
+        self.shift, self.scale = np.asarray(shift), np.asarray(scale)
+        self.n_columns = self.n_inputs = self.n_params = self.n_stats = len(self.scale)
+        self.low, self.high = math.log(floor), math.log(Gaussian.HIGHEST)
+        self.log_s = nn.Parameter(torch.zeros(self.n_columns, dtype=torch.float64))
+        df = torch.full((self.n_columns,), math.log(5.0), dtype=torch.float64)
+        self.log_df = nn.Parameter(df)
+
+    def log_unit(self, T: Floats) -> Floats:
+        return np.where(np.isnan(T), 0.0, np.log(self.scale))
+
+    def standardize(self, T: Floats) -> Floats:
+        return (T - self.shift) / self.scale
+
+    def restore(self, targets: Floats) -> Floats:
+        return targets * self.scale + self.shift
+
+    restore_mean = restore
+
+    def embed(self, targets: Tensor) -> Tensor:
+        return targets.clamp(-self.CLIP, self.CLIP)
+
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():  # t(5) has 5/3 times the variance of its unit
+            self.log_s.copy_((0.5 * (0.6 * noise).log()).clamp_min(self.low))
+        return mean, torch.ones_like(noise)
+
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """Log of s, and degrees of freedom."""
+        low, high = (math.log(end) for end in self.DF)
+        return bound(self.log_s, self.low, self.high), bound(self.log_df, low, high).exp()
+
+    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
+        targets, observed = split_gaps(targets)
+        log_s, df = self._spread()
+        # log1p of a square that may overflow: |t| large enough is handled by its logarithm
+        t = (targets - raw).abs() * (-log_s).exp()
+        log_tail = torch.where(
+            t < 1e6, (t.clamp(max=1e6).square() / df).log1p(), 2 * t.clamp(min=1.0).log() - df.log()
+        )
+        norm = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
+        return _masked(norm - log_s - 0.5 * (df + 1) * log_tail, observed)
+
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        log_s, df = self._spread()
+        root = (0.5 * ((df + 1) / (df + 3)).log() - log_s).exp().expand(raw.shape)
+        return jacobian * _masked(root, split_gaps(targets)[1])[:, None]
+
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
+        return raw
+
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        log_s, df = self._spread()
+        normal = torch.randn(raw.shape, generator=generator, dtype=raw.dtype)
+        half = (df / 2).expand(raw.shape).contiguous()
+        chi_square = torch._standard_gamma(half, generator=generator) / half
+        return raw + log_s.exp() * normal / chi_square.sqrt()
 
 
 class Bernoulli(nn.Module):
@@ -191,50 +354,400 @@ class Bernoulli(nn.Module):
     """
 
     support = (0.0, 1.0)
+    integers = False
 
-    def __init__(self, probability: NDArray[np.float64]) -> None:
+    def __init__(self, probability: Floats) -> None:
         super().__init__()
-        self.n_columns = self.n_inputs = self.n_params = len(probability)
+        self.n_columns = self.n_inputs = self.n_params = self.n_stats = len(probability)
         p = torch.from_numpy(np.asarray(probability, dtype=np.float64))
         self.register_buffer("center", p)
         self.register_buffer("spread", (p * (1 - p)).sqrt())
         self.center: Tensor
         self.spread: Tensor
 
-    @property
-    def log_scale(self) -> NDArray[np.float64]:
+    def log_unit(self, T: Floats) -> Floats:
         """Zero: probabilities have no unit."""
-        return np.zeros(self.n_columns)
+        return np.zeros_like(T)
 
-    def standardize(self, T: NDArray[np.float64]) -> NDArray[np.float64]:
+    def standardize(self, T: Floats) -> Floats:
         return T
 
-    def restore(self, targets: NDArray[np.float64]) -> NDArray[np.float64]:
-        return targets
+    restore = restore_mean = standardize
 
     def embed(self, targets: Tensor) -> Tensor:
         return (targets - self.center) / self.spread
 
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        # x is about p + p (1 - p) * (raw - logit p): the link's slope
+        return self.center.logit(), 1 / self.spread
+
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
-        return targets * raw - nn.functional.softplus(raw)
+        targets, observed = split_gaps(targets)
+        return _masked(targets * raw - nn.functional.softplus(raw), observed)
 
-    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        nll = (nn.functional.softplus(raw) - targets * raw).sum(-1)
-        return nll, lambda grad: (raw.sigmoid() - targets) * grad[:, None]
+    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+        targets, observed = split_gaps(targets)
+        nll = _masked(nn.functional.softplus(raw) - targets * raw, observed).sum(-1)
+        return nll, lambda grad: _masked(raw.sigmoid() - targets, observed) * grad[:, None]
 
-    def fisher(self, raw: Tensor) -> Tensor:
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         p = raw.sigmoid()
-        return p * (1 - p)
+        root = (p * (1 - p)).sqrt()
+        return jacobian * _masked(root, split_gaps(targets)[1])[:, None]
 
-    def mean(self, raw: Tensor) -> Tensor:
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
         return raw.sigmoid()
 
-    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
         uniform = torch.rand(raw.shape, generator=generator, dtype=raw.dtype)
         return (uniform < raw.sigmoid()).to(raw.dtype)
 
 
-Likelihood = Gaussian | Bernoulli
+class Categorical(nn.Module):
+    """Columns of codes 0 ... K_j - 1: ``x_j | z ~ Categorical(softmax(raw_j))``, K_j logits each.
+
+    The encoder reads indicators, centred, and divided by one number per column, so that all of a
+    column's indicators together have variance 1: a column of many levels weighs as one column.
+
+    Parameters
+    ----------
+    probabilities : sequence of ndarrays of shape (K_j,)
+        Share of each level, positive, one array per column.
+    """
+
+    support = (0.0, math.inf)
+    integers = True
+    DAMPING = 0.05  # the start moves levels rarer than this less than the link's slope says
+
+    def __init__(self, probabilities: Sequence[Floats]) -> None:
+        super().__init__()
+        self.n_levels = [len(p) for p in probabilities]
+        self.n_columns = len(self.n_levels)
+        self.n_inputs = self.n_params = self.n_stats = sum(self.n_levels)
+        offsets = np.cumsum([0, *self.n_levels[:-1]])
+        column = torch.from_numpy(np.repeat(np.arange(self.n_columns), self.n_levels))
+        p = torch.from_numpy(np.concatenate(probabilities))
+        spread = torch.stack([(part * (1 - part)).sum() for part in p.split(self.n_levels)])
+        self.register_buffer("offsets", torch.from_numpy(offsets))
+        self.register_buffer("column", column)  # of each level
+        self.register_buffer("center", p)
+        self.register_buffer("spread", spread.clamp_min(1e-12).sqrt()[column])
+        self.offsets: Tensor
+        self.column: Tensor
+        self.center: Tensor
+        self.spread: Tensor
+
+    def log_unit(self, T: Floats) -> Floats:
+        """Zero: probabilities have no unit."""
+        return np.zeros_like(T)
+
+    def standardize(self, T: Floats) -> Floats:
+        return T
+
+    restore = standardize
+
+    def restore_mean(self, stats: Floats) -> Floats:
+        """The most probable level."""
+        parts = np.split(stats, np.cumsum(self.n_levels)[:-1], axis=-1)
+        return np.stack([part.argmax(-1) for part in parts], -1).astype(np.float64)
+
+    def _indicators(self, codes: Tensor, observed: Tensor | None) -> Tensor:
+        """(n, n_levels), zeros where missing."""
+        out = codes.new_zeros(len(codes), self.n_params)
+        ones = torch.ones_like(codes) if observed is None else observed
+        return out.scatter_(1, codes.long() + self.offsets, ones)
+
+    def embed(self, targets: Tensor) -> Tensor:
+        codes, observed = split_gaps(targets)
+        inputs = (self._indicators(codes, observed) - self.center) / self.spread
+        if observed is not None:
+            inputs.masked_fill_(observed[:, self.column] == 0, math.nan)
+        return inputs
+
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        return self.center.log(), self.spread / (self.center + self.DAMPING)
+
+    def _log_total(self, raw: Tensor) -> Tensor:
+        """log sum exp of each column's logits: (..., n_columns)."""
+        return torch.stack([part.logsumexp(-1) for part in raw.split(self.n_levels, -1)], -1)
+
+    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
+        codes, observed = split_gaps(targets)
+        at = (codes.long() + self.offsets).expand(*raw.shape[:-1], -1)
+        return _masked(raw.gather(-1, at) - self._log_total(raw), observed)
+
+    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+        codes, observed = split_gaps(targets)
+        log_total = self._log_total(raw)
+        indicators = self._indicators(codes, observed)
+        nll = _masked(log_total, observed).sum(-1) - (raw * indicators).sum(-1)
+
+        def back(grad: Tensor) -> Tensor:
+            p = (raw - log_total[:, self.column]).exp_()
+            if observed is not None:
+                p *= observed[:, self.column]
+            return (p - indicators).mul_(grad[:, None])
+
+        return nll, back
+
+    def _probabilities(self, raw: Tensor) -> Tensor:
+        return torch.cat([part.softmax(-1) for part in raw.split(self.n_levels, -1)], -1)
+
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        # information diag(p) - p p': the spread of the jacobian around its mean over levels
+        p = self._probabilities(raw)[:, None]
+        weighted = (p * jacobian).split(self.n_levels, -1)
+        center = torch.stack([part.sum(-1) for part in weighted], -1)[..., self.column]
+        observed = split_gaps(targets)[1]
+        root = p.sqrt() if observed is None else p.sqrt() * observed[:, None, self.column]
+        return (jacobian - center) * root
+
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self._probabilities(raw)
+
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        # the largest of logits with Gumbel noise is a draw from their softmax
+        uniform = torch.rand(raw.shape, generator=generator, dtype=raw.dtype)
+        noisy = (raw - (-uniform.clamp_min(1e-30).log()).log()).split(self.n_levels, -1)
+        return torch.stack([part.argmax(-1) for part in noisy], -1).to(raw.dtype)
+
+
+class ManyLevels(nn.Module):
+    """One column of codes with many levels, described by few numbers each.
+
+    ``p(level | z)`` is proportional to ``probability_level * exp(raw . basis_level)``: an
+    exponential family over levels. The encoder reads ``basis_level``. Neither ever holds one
+    number per row and level except where probabilities themselves are asked for.
+
+    Parameters
+    ----------
+    probability : ndarray of shape (n_levels,)
+        Share of each level, positive.
+    basis : ndarray of shape (n_levels, n_inputs)
+        What is known about each level, mean 0 and variance 1 under ``probability``.
+    """
+
+    support = (0.0, math.inf)
+    integers = True
+
+    def __init__(self, probability: Floats, basis: Floats) -> None:
+        super().__init__()
+        self.n_columns = 1
+        self.n_stats, self.n_inputs = basis.shape
+        self.n_params = self.n_inputs
+        self.register_buffer("log_share", torch.from_numpy(np.log(probability)))
+        self.register_buffer("basis", torch.from_numpy(np.asarray(basis, dtype=np.float64)))
+        self.log_share: Tensor
+        self.basis: Tensor
+
+    log_unit = Categorical.log_unit
+    standardize = Categorical.standardize
+    restore = Categorical.standardize
+
+    def restore_mean(self, stats: Floats) -> Floats:
+        """The most probable level."""
+        return stats.argmax(-1, keepdims=True).astype(np.float64)
+
+    def embed(self, targets: Tensor) -> Tensor:
+        codes, observed = split_gaps(targets)
+        inputs = self.basis[codes[:, 0].long()].to(targets.dtype)
+        return inputs if observed is None else inputs.masked_fill(observed == 0, math.nan)
+
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        # the mean of the basis moves by its variance, 1, times raw
+        return torch.zeros_like(noise), torch.ones_like(noise)
+
+    def _log_p(self, raw: Tensor) -> Tensor:
+        return (self.log_share + raw @ self.basis.T).log_softmax(-1)
+
+    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
+        codes, observed = split_gaps(targets)
+        logits = self.log_share + raw @ self.basis.T  # (..., n_levels)
+        at = codes.long().expand(*raw.shape[:-1], 1)
+        cells = logits.gather(-1, at) - logits.logsumexp(-1, keepdim=True)
+        return _masked(cells, observed)
+
+    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+        codes, observed = split_gaps(targets)
+        at = codes[:, 0].long()
+        log_p = self._log_p(raw)
+        nll = -_masked(log_p.gather(-1, at[:, None]), observed)[:, 0]
+
+        def back(grad: Tensor) -> Tensor:
+            to_raw = (log_p.exp() @ self.basis - self.basis[at]) * grad[:, None]
+            return _masked(to_raw, observed)
+
+        return nll, back
+
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        p, r = self._log_p(raw).exp(), self.n_inputs
+        center = p @ self.basis  # (n, r)
+        products = (self.basis[:, :, None] * self.basis[:, None]).reshape(-1, r * r)
+        information = (p @ products).reshape(-1, r, r) - center[:, :, None] * center[:, None]
+        values, vectors = torch.linalg.eigh(information)
+        root = vectors * values.clamp_min(0.0).sqrt()[:, None]
+        observed = split_gaps(targets)[1]
+        return _masked(jacobian @ root, None if observed is None else observed[:, None])
+
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self._log_p(raw).exp()
+
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        below = self._log_p(raw).exp().cumsum(-1)
+        uniform = torch.rand((*raw.shape[:-1], 1), generator=generator, dtype=raw.dtype)
+        # rounding may leave the last sum below 1
+        codes = torch.searchsorted(below, uniform * below[..., -1:])
+        return codes.clamp_max(self.n_stats - 1).to(raw.dtype)
+
+
+class Poisson(nn.Module):
+    """Counts: ``x_j | z ~ Poisson(exposure * exp(raw_j))``.
+
+    The encoder reads ``log(1 + x / exposure)``, standardised.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (n_columns,)
+        Mean of each column, positive.
+    shift, scale : ndarray of shape (n_columns,)
+        Location and unit of ``log(1 + x / exposure)``.
+    exposure : ndarray of shape (2,), default=None
+        Without it every row's exposure is 1. With it a row's exposure is its total count over
+        what the columns' means would give it, as for the library size of a cell: the density is
+        then that of the counts given their total size, and draws of new rows take exposures from a
+        log-normal distribution with this mean and standard deviation of the logarithm.
+    """
+
+    support = (0.0, math.inf)
+    integers = True
+    LOG_RATE = (-30.0, 30.0)
+
+    def __init__(
+        self, mean: Floats, shift: Floats, scale: Floats, exposure: Floats | None = None
+    ) -> None:
+        super().__init__()
+        self.n_columns = self.n_inputs = self.n_params = self.n_stats = len(mean)
+        self.exposure = exposure
+        for name, value in (("center", mean), ("shift", shift), ("scale", scale)):
+            self.register_buffer(name, torch.from_numpy(np.asarray(value, dtype=np.float64)))
+        self.center: Tensor
+        self.shift: Tensor
+        self.scale: Tensor
+
+    def log_unit(self, T: Floats) -> Floats:
+        """Zero: counts have no unit."""
+        return np.zeros_like(T)
+
+    def standardize(self, T: Floats) -> Floats:
+        return T
+
+    restore = restore_mean = standardize
+
+    def log_exposure(self, targets: Tensor) -> Tensor:
+        """Of each row, by its observed cells: (n, 1)."""
+        counts, observed = split_gaps(targets)
+        if self.exposure is None:
+            return counts.new_zeros(len(counts), 1)
+        usual = _masked(self.center.expand(counts.shape), observed).sum(-1, keepdim=True)
+        # half a count where there is none; 1 where nothing is observed
+        total = counts.sum(-1, keepdim=True).clamp_min(0.5)
+        return torch.where(usual > 0, total / usual, 1.0).log()
+
+    def embed(self, targets: Tensor) -> Tensor:
+        # NaN kept: a missing cell stays missing
+        share = targets * (-self.log_exposure(targets)).exp()
+        return (share.log1p() - self.shift) / self.scale
+
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        # d log(1 + x) = x / (1 + x) d log x
+        return self.center.log(), self.scale * (1 + self.center) / self.center
+
+    def _log_rate(self, raw: Tensor, targets: Tensor | None) -> Tensor:
+        if targets is not None and self.exposure is not None:
+            raw = raw + self.log_exposure(targets)
+        return bound(raw, *self.LOG_RATE)
+
+    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
+        log_rate = self._log_rate(raw, targets)
+        counts, observed = split_gaps(targets)
+        cells = counts * log_rate - log_rate.exp() - torch.lgamma(counts + 1)
+        return _masked(cells, observed)
+
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        root = self._information(self._log_rate(raw, targets)).sqrt()
+        return jacobian * _masked(root, split_gaps(targets)[1])[:, None]
+
+    def _information(self, log_rate: Tensor) -> Tensor:
+        return log_rate.exp()
+
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self._log_rate(raw, targets).exp()
+
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        if targets is None and self.exposure is not None:
+            noise = torch.randn((*raw.shape[:-1], 1), generator=generator, dtype=raw.dtype)
+            raw = raw + float(self.exposure[0]) + float(self.exposure[1]) * noise
+        return torch.poisson(self._rate(self._log_rate(raw, targets), generator), generator)
+
+    def _rate(self, log_rate: Tensor, generator: torch.Generator) -> Tensor:
+        """What the count's own noise is added to."""
+        return log_rate.exp()
+
+
+class NegativeBinomial(Poisson):
+    """Counts that vary more: Poisson whose rate is itself gamma distributed.
+
+    Variance ``mean + mean^2 / size_j``; the size (inverse dispersion) of each column is learned.
+
+    References
+    ----------
+    Lopez et al., "Deep generative modeling for single-cell transcriptomics", Nature Methods 2018.
+    """
+
+    LOG_SIZE = (-7.0, 12.0)
+
+    def __init__(
+        self,
+        mean: Floats,
+        shift: Floats,
+        scale: Floats,
+        exposure: Floats | None = None,
+        size: Floats | None = None,
+    ) -> None:
+        super().__init__(mean, shift, scale, exposure)
+        start = np.ones(len(mean)) if size is None else size
+        self.log_size = nn.Parameter(torch.from_numpy(np.log(start)).clamp(*self.LOG_SIZE))
+
+    def _sizes(self) -> Tensor:
+        return bound(self.log_size, *self.LOG_SIZE)
+
+    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
+        log_rate = self._log_rate(raw, targets)
+        counts, observed = split_gaps(targets)
+        log_size = self._sizes()
+        size = log_size.exp()
+        log_total = torch.logaddexp(log_rate, log_size.expand(log_rate.shape))
+        ways = torch.lgamma(counts + size) - torch.lgamma(size) - torch.lgamma(counts + 1)
+        cells = ways + size * (log_size - log_total) + counts * (log_rate - log_total)
+        return _masked(cells, observed)
+
+    def _information(self, log_rate: Tensor) -> Tensor:
+        return (log_rate - nn.functional.softplus(log_rate - self._sizes())).exp()
+
+    def _rate(self, log_rate: Tensor, generator: torch.Generator) -> Tensor:
+        size = self._sizes().exp().expand(log_rate.shape).contiguous()
+        return log_rate.exp() * torch._standard_gamma(size, generator=generator) / size
+
+
+Likelihood = Gaussian | StudentT | Bernoulli | Categorical | ManyLevels | Poisson
 
 
 class Mixed(nn.Module):
@@ -243,14 +756,15 @@ class Mixed(nn.Module):
     Parameters
     ----------
     parts : sequence of likelihoods
-        One per group.
+        One per group. One whose raw output is wider than its inputs (a `Gaussian` that varies)
+        comes last.
     columns : sequence of sequences of int
         The columns of T that each part speaks about; together a partition of all columns.
 
     Notes
     -----
-    The raw output and the encoder's input are the parts' own, one after the other; targets, means
-    and draws are in the order of T.
+    The raw output, the encoder's input and the means are the parts' own, one after the other;
+    targets and draws are in the order of T.
     """
 
     def __init__(self, parts: Sequence[Likelihood], columns: Sequence[Sequence[int]]) -> None:
@@ -263,46 +777,83 @@ class Mixed(nn.Module):
         self.n_columns = len(flat)
         self.n_inputs = sum(part.n_inputs for part in parts)
         self.n_params = sum(part.n_params for part in parts)
+        self.n_stats = sum(part.n_stats for part in parts)
         self._order = np.argsort(flat)  # from the parts' order to T's
         self._widths = [part.n_params for part in parts]
+        self._inputs = [part.n_inputs for part in parts]
 
-    @property
-    def log_scale(self) -> NDArray[np.float64]:
-        return np.concatenate([part.log_scale for part in self.parts])[self._order]
+    def log_unit(self, T: Floats) -> Floats:
+        return self._each_array("log_unit", T)
 
-    def standardize(self, T: NDArray[np.float64]) -> NDArray[np.float64]:
+    def standardize(self, T: Floats) -> Floats:
         return self._each_array("standardize", T)
 
-    def restore(self, targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    def restore(self, targets: Floats) -> Floats:
         return self._each_array("restore", targets)
 
+    def restore_mean(self, stats: Floats) -> Floats:
+        cuts = np.cumsum([part.n_stats for part in self.parts])[:-1]
+        parts = zip(self.parts, np.split(stats, cuts, axis=-1), strict=True)
+        return np.concatenate([p.restore_mean(s) for p, s in parts], -1)[..., self._order]
+
     def embed(self, targets: Tensor) -> Tensor:
-        parts = zip(self.parts, self.columns, strict=True)
-        return torch.cat([part.embed(targets[..., group]) for part, group in parts], -1)
+        parts = zip(self.parts, self._cells(targets), strict=True)
+        return torch.cat([part.embed(cells) for part, cells in parts], -1)
+
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        parts = zip(self.parts, noise.split(self._inputs), mean.split(self._inputs), strict=True)
+        found = [part.start(own, center) for part, own, center in parts]
+        return torch.cat([bias for bias, _ in found]), torch.cat([slope for _, slope in found])
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
-        parts = zip(self.parts, self._split(raw), self.columns, strict=True)
-        return self._join([p.log_prob(r, targets[..., group]) for p, r, group in parts])
+        return self._join([p.log_prob(r, t) for p, r, t in self._each(raw, targets)])
 
-    def fisher(self, raw: Tensor) -> Tensor:
-        parts = zip(self.parts, self._split(raw), strict=True)
-        return torch.cat([part.fisher(r) for part, r in parts], -1)
+    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+        found = [_nll_vjp(part, r, t) for part, r, t in self._each(raw, targets)]
+        nll = torch.stack([value for value, _ in found]).sum(0)
+        return nll, lambda grad: torch.cat([back(grad) for _, back in found], -1)
 
-    def mean(self, raw: Tensor) -> Tensor:
-        return self._join([p.mean(r) for p, r in zip(self.parts, self._split(raw), strict=True)])
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        parts = zip(self._each(raw, targets), jacobian.split(self._widths, -1), strict=True)
+        return torch.cat([part.whiten(r, j, t) for (part, r, t), j in parts], -1)
 
-    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        parts = zip(self.parts, self._split(raw), strict=True)
-        return self._join([part.sample(r, generator) for part, r in parts])
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
+        return torch.cat([p.mean(r, t) for p, r, t in self._each(raw, targets)], -1)
 
-    def _split(self, raw: Tensor) -> tuple[Tensor, ...]:
-        return raw.split(self._widths, -1)
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        return self._join([p.sample(r, generator, t) for p, r, t in self._each(raw, targets)])
+
+    def _each(self, raw: Tensor, targets: Tensor | None) -> list[tuple[Any, Tensor, Any]]:
+        cells = [None] * len(self.columns) if targets is None else self._cells(targets)
+        return list(zip(self.parts, raw.split(self._widths, -1), cells, strict=True))
+
+    def _cells(self, targets: Tensor) -> list[Tensor]:
+        return [targets[..., group] for group in self.columns]
 
     def _join(self, cells: list[Tensor]) -> Tensor:
         return torch.cat(cells, -1)[..., self._order]
 
-    def _each_array(self, method: str, T: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _each_array(self, method: str, T: Floats) -> Floats:
         out = np.empty_like(T)
         for part, group in zip(self.parts, self.columns, strict=True):
             out[:, group] = getattr(part, method)(T[:, group])
         return out
+
+
+def _nll_vjp(part: Any, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+    """The part's own, else by autograd."""
+    if (own := getattr(part, "nll_vjp", None)) is not None:
+        found: tuple[Tensor, Back] = own(raw, targets)
+        return found
+    with torch.enable_grad():
+        leaf = raw.detach().requires_grad_()
+        nll = -part.log_prob(leaf, targets).sum(-1)
+
+    def back(grad: Tensor) -> Tensor:
+        nll.backward(grad)
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return nll.detach(), back

@@ -67,6 +67,100 @@ def covariance(inputs: Tensor, share: Tensor, chunk: int = 4096) -> tuple[Tensor
     return center, 0.5 * (S + S.T)
 
 
+def completed_covariance(
+    inputs: Tensor, share: Tensor, n_components: int, floor: float, n_iter: int = 200
+) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of rows with gaps, as factor analysis would complete them.
+
+    Expectation-maximisation for ``x = center + W z + e`` with cells missing at random. Rows of W
+    have the prior ``N(0, I / (2 n_components))``, half of a column's variance: few rows and many
+    gaps leave loadings open. The covariance is the expected one given what is observed.
+
+    Parameters
+    ----------
+    inputs : Tensor of shape (n, d)
+        Standardised, NaN where missing.
+    share : Tensor of shape (n,)
+        Sums to one.
+
+    References
+    ----------
+    Rubin and Thayer, "EM algorithms for ML factor analysis", Psychometrika, 1982.
+    """
+    n, d = inputs.shape
+    k = min(n_components, d)
+    gaps = inputs.isnan()
+    observed = (~gaps).to(inputs)
+    count = n * share[:, None]
+    total = (count * observed).sum(0)  # (d,)
+    center = torch.where(gaps, 0.0, count * inputs).sum(0) / total.clamp_min(1e-12)
+    X = torch.where(gaps, 0.0, inputs - center)
+    # start: the leading part of the covariances of pairs, shrunk where pairs are few
+    pairs = observed.T @ (count * observed)
+    values, vectors, _ = _leading(X.T @ (count * X) / (pairs + 1), torch.ones(d, dtype=X.dtype), k)
+    W = vectors * values.sqrt()
+    variance = (count * X.square()).sum(0) / total.clamp_min(1e-12)
+    noise = (0.5 * variance).clamp_min(floor**2)
+    offset = torch.zeros(d, dtype=X.dtype)  # of the center
+    eye = torch.eye(k, dtype=X.dtype)
+    chunk = max(1, 2**22 // ((k + 1) * max(k + 1, d)))
+    step = (k + 1) ** 2 * d * n
+    budget = int(min(n_iter, max(10, 2e10 // step)))
+
+    def moments(rows: slice) -> tuple[Tensor, Tensor]:
+        """E[z, 1] (n, k + 1) and E[(z, 1) (z, 1)'] given what is observed."""
+        scaled = W / noise[:, None]
+        products = (scaled[:, :, None] * W[:, None]).reshape(d, k * k)
+        precision = eye + (observed[rows] @ products).reshape(-1, k, k)
+        cov = torch.linalg.inv(precision)
+        deviation = X[rows] - offset * observed[rows]
+        z = (cov @ (deviation @ scaled)[..., None])[..., 0]
+        first = torch.nn.functional.pad(z, (0, 1), value=1.0)
+        second = first[:, :, None] * first[:, None]
+        second[:, :k, :k] += cov
+        return first, second
+
+    slices = [slice(start, start + chunk) for start in range(0, n, chunk)]
+    ridge = 2 * k * torch.nn.functional.pad(eye, (0, 1, 0, 1))
+    for _ in range(budget):
+        left = torch.zeros(d, (k + 1) ** 2, dtype=X.dtype)
+        right = torch.zeros(d, k + 1, dtype=X.dtype)
+        for rows in slices:
+            first, second = moments(rows)
+            left += (count[rows] * observed[rows]).T @ second.reshape(len(first), -1)
+            right += (count[rows] * X[rows]).T @ first
+        left = left.reshape(d, k + 1, k + 1)
+        penalised = left + noise[:, None, None] * ridge
+        penalised[:, -1, -1] += 1e-9  # a column without a single cell
+        A = torch.linalg.solve(penalised, right[..., None])[..., 0]
+        # mean square of what is left of the observed cells; of an empty column, 1
+        rest = variance * total - 2 * (A * right).sum(1)
+        rest = rest + torch.einsum("di,dij,dj->d", A, left, A)
+        previous, noise = noise, (rest / total.clamp_min(1e-12)).clamp_min(floor**2)
+        noise = torch.where(total > 0, noise, 1.0)
+        W, offset = A[:, :-1], A[:, -1]
+        if ((noise / previous).log().abs() < 1e-4).all():
+            break
+    S = torch.zeros(d, d, dtype=X.dtype)
+    mean = torch.zeros(d, dtype=X.dtype)
+    missing = torch.zeros(d, dtype=X.dtype)
+    A = torch.cat([W, offset[:, None]], 1)
+    for rows in slices:
+        first, second = moments(rows)
+        fill = torch.where(gaps[rows], first @ A.T, X[rows])
+        mean += share[rows] @ fill
+        S.addmm_(fill.T, share[rows, None] * fill)
+        # the uncertainty of z, where a gap meets a gap
+        cov = second[:, :k, :k] - first[:, :k, None] * first[:, None, :k]
+        open_W = gaps[rows, :, None].to(X) * W  # (n, d, k)
+        spread = (open_W @ cov).transpose(1, 2).reshape(-1, d)
+        weighted = (share[rows, None, None] * open_W.transpose(1, 2)).reshape(-1, d)
+        S.addmm_(weighted.T, spread)
+        missing += share[rows] @ gaps[rows].to(X)
+    S += (missing * noise).diag() - mean[:, None] * mean
+    return center + mean, 0.5 * (S + S.T)
+
+
 def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
     """The same model with its components rotated, falling by information, signs fixed."""
     _, R = torch.linalg.eigh((loadings / noise[:, None]).T @ loadings)

@@ -226,6 +226,58 @@ class WithLinear(nn.Module):
         return out, back
 
 
+class Completion(nn.Module):
+    """What an encoder reads where cells are missing: their mean under the linear model.
+
+    The linear model ``x = center + W z + e`` knows E[z | what is observed] for any pattern of gaps.
+    Gaps are filled with ``center + W E[z | observed]``: a linear encoder that is exact on whole
+    rows is then exact on these as well. Gaps also leave z less certain, by factors that the
+    encoder's log-variances are given.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (n_inputs, n_components)
+    noise : Tensor of shape (n_inputs,)
+        Variances of e.
+    center : Tensor of shape (n_inputs,)
+    """
+
+    CHUNK = 2**20  # numbers that the rows' precisions may hold at once
+
+    def __init__(self, weight: Tensor, noise: Tensor, center: Tensor) -> None:
+        super().__init__()
+        for name, value in (("weight", weight), ("noise", noise), ("center", center)):
+            self.register_buffer(name, value.clone())
+        self.weight: Tensor
+        self.noise: Tensor
+        self.center: Tensor
+
+    def hints(self, inputs: Tensor) -> Tensor:
+        """E[z | observed] and log of (Var[z | observed] / Var[z | all]): (n, 2 * n_components).
+
+        Inputs are (n, n_inputs), NaN where missing.
+        """
+        k = self.weight.shape[1]
+        scaled = self.weight / self.noise[:, None]
+        products = (scaled[:, :, None] * self.weight[:, None]).reshape(-1, k * k)
+        eye = torch.eye(k, dtype=inputs.dtype, device=inputs.device)
+        whole = (1 + products.sum(0).reshape(k, k).diagonal()).log()
+        parts = []
+        for rows in inputs.split(max(1, self.CHUNK // k**2)):
+            observed = ~rows.isnan()
+            precision = eye + (observed.to(rows) @ products).reshape(-1, k, k)
+            deviation = torch.where(observed, rows - self.center, 0.0)
+            variance = torch.linalg.inv(precision)
+            mean = (variance @ (deviation @ scaled)[..., None])[..., 0]
+            extra = variance.diagonal(dim1=1, dim2=2).log() + whole
+            parts.append(torch.cat([mean, extra], -1))
+        return torch.cat(parts)
+
+    def forward(self, inputs: Tensor, mean: Tensor) -> Tensor:
+        """Inputs (n, n_inputs) without gaps, given E[z | observed] (n, n_components)."""
+        return torch.where(inputs.isnan(), torch.addmm(self.center, mean, self.weight.T), inputs)
+
+
 class Spread(nn.Module):
     """A decoder of means, and beside it a network of log-variances that shares nothing with it.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .likelihoods import Gaussian, split_gaps
 from .training import Rows, Trainer
 from .vae import VAE
 
@@ -42,7 +43,11 @@ class SpreadFit:
     Parameters
     ----------
     model : VAE
-        float32; its decoder is a `Spread`, its likelihood a `Gaussian` that varies.
+        float32; its decoder is a `Spread`.
+    part : Gaussian
+        The part of the model's likelihood that varies; its raw output comes last.
+    columns : list of int
+        That it speaks about.
     rows, others : Sample
         To learn from, and held-out ones to judge by; without others the last spread is kept.
     floor : float
@@ -55,6 +60,8 @@ class SpreadFit:
     def __init__(
         self,
         model: VAE,
+        part: Gaussian,
+        columns: list[int],
         rows: Sample,
         others: Sample,
         floor: float,
@@ -62,11 +69,11 @@ class SpreadFit:
         excess: Tensor | None = None,
     ) -> None:
         self.model, self.rows, self.others = model, rows, others
+        self.part, self.columns = part, columns
         self.floor, self.generator = floor, generator
-        self.spread, self.mean = model.decoder, model.decoder.decoder
-        self.likelihood = model.likelihood
+        self.spread = model.decoder
         self.goes_on = excess is not None
-        self.excess = torch.zeros_like(rows.targets[0]) if excess is None else excess
+        self.excess = torch.zeros(len(columns)) if excess is None else excess
         self.points = self._noise(64, model.prior.n_components)
         self.best, self.best_score = copy.deepcopy(model.state_dict()), -math.inf
 
@@ -91,7 +98,7 @@ class SpreadFit:
             self._judge()
             for _ in range(n_rounds):
                 trainer = Trainer(
-                    nn.ModuleList([self.spread.network, self.likelihood]),
+                    nn.ModuleList([self.spread.network, self.part]),
                     learning_rate,
                     max_grad_norm,
                 )
@@ -131,14 +138,22 @@ class SpreadFit:
         with torch.no_grad():
             self._note(sample.targets, mode)
 
+    def mean(self, z: Tensor) -> Tensor:
+        """Of these columns, (..., n_columns)."""
+        out: Tensor = self.spread.decoder(z)[..., -len(self.columns) :]
+        return out
+
     def _note(self, targets: Tensor, z: Tensor) -> Tensor:
-        error: Tensor = (targets - self.mean(z)).square()
+        cells, observed = split_gaps(targets[:, self.columns])
+        error: Tensor = (cells - self.mean(z)).square()
+        error = error if observed is None else error * observed
         self.excess = torch.maximum(self.excess, error.amax(0) / len(self.rows))
         return error
 
     def _fit_variances(self) -> None:
         """One variance per column."""
-        targets, share, base = self.rows.targets, self.rows.share, self.likelihood.base
+        targets, share, base = self.rows.targets, self.rows.share, self.part.base
+        seen = share @ (~targets[:, self.columns].isnan()).to(share)  # (n_columns,)
         mode, factor = posteriors(self.model, targets)
         for _ in range(N_VARIANCE_STEPS):
             with torch.no_grad():
@@ -146,6 +161,7 @@ class SpreadFit:
                 for _ in range(N_DRAWS):
                     z = mode + (factor @ self._noise(*mode.shape, 1))[..., 0]
                     moment += share @ self._note(targets, z) / N_DRAWS
+                moment /= seen.clamp_min(1e-12)
                 base.copy_((moment + self.excess).clamp_min(self.floor**2).log())
             mode, factor = posteriors(self.model, targets, mode, 1)
         if len(self.others):
@@ -165,8 +181,9 @@ class SpreadFit:
 
         def backward(epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor) -> Tensor:
             raw = torch.cat([mean, self.spread.log_var(z)], -1)
-            once_more = 0.5 * self.excess * (-self.likelihood.log_var(raw)).exp()
-            loss = (weight * (once_more - self.likelihood.log_prob(raw, batch)).sum(-1)).mean()
+            once_more = 0.5 * self.excess * (-self.part.log_var(raw)).exp()
+            cells = self.part.log_prob(raw, batch[:, self.columns])
+            loss = (weight * (once_more - cells).sum(-1)).mean()
             loss.backward()
             return loss
 
@@ -183,7 +200,8 @@ class SpreadFit:
         def evaluate() -> float:
             with torch.no_grad():
                 raw = torch.cat([means, self.spread.log_var(z)], -1)
-                return float(share @ self.likelihood.log_prob(raw, targets).sum(-1).mean(0))
+                cells = self.part.log_prob(raw, targets[:, self.columns])
+                return float(share @ cells.sum(-1).mean(0))
 
         return evaluate
 

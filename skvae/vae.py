@@ -27,6 +27,13 @@ class VAE(nn.Module):
         See `skvae.likelihoods`.
     prior : Module
         See `skvae.priors`.
+    completion : Module or None, default=None
+        What rows with gaps need, see `skvae.networks.Completion`. None: targets have no gaps.
+
+    Notes
+    -----
+    Targets are (n, n_columns), NaN where a cell is missing; densities are those of what is
+    observed.
 
     References
     ----------
@@ -34,32 +41,63 @@ class VAE(nn.Module):
     Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Any, prior: Any) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Any,
+        prior: Any,
+        completion: Any = None,
+    ) -> None:
         super().__init__()
         # Any: what else these modules offer is a contract of names
         self.encoder: Any = encoder
         self.decoder: Any = decoder
         self.likelihood: Any = likelihood
         self.prior: Any = prior
+        self.completion: Any = completion
 
-    def posterior(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), each (n, n_components)."""
-        mean, log_var = self.encoder(self.likelihood.embed(targets)).chunk(2, -1)
+    def _inputs(self, targets: Tensor, hints: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the encoder reads, and what its log-variances need on top, if anything."""
+        inputs = self.likelihood.embed(targets)
+        if hints is None:
+            if self.completion is None or not inputs.isnan().any():
+                return inputs, None
+            hints = self.completion.hints(inputs)
+        fill, extra = hints.chunk(2, -1)
+        return self.completion(inputs, fill), extra
+
+    def posterior(self, targets: Tensor, hints: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x), each (n, n_components).
+
+        ``hints`` are the completion's, (n, 2 * n_components): they depend on nothing that is
+        trained, so rows that are seen often may bring theirs along.
+        """
+        inputs, extra = self._inputs(targets, hints)
+        mean, log_var = self.encoder(inputs).chunk(2, -1)
+        log_var = log_var if extra is None else log_var + extra
         return mean, log_var.clamp(*LOG_VAR_BOUNDS)
 
-    def forward(self, targets: Tensor, noise: Tensor, beta: float = 1.0) -> Tensor:
+    def forward(
+        self, targets: Tensor, noise: Tensor, beta: float = 1.0, hints: Tensor | None = None
+    ) -> Tensor:
         """Negative ELBO of each row, in nats, by one draw of z: (n,).
 
         ``- log p(x | z) + beta * KL(q(z | x) || p(z))`` at ``z = mean + sigma * noise``.
         """
-        mean, log_var = self.posterior(targets)
+        mean, log_var = self.posterior(targets, hints)
         z = torch.addcmul(mean, (0.5 * log_var).exp(), noise)  # (n, n_components)
         reconstruction = self.likelihood.log_prob(self.decoder(z), targets).sum(-1)
         return beta * self.prior.kl(mean, log_var).sum(-1) - reconstruction
 
     @torch.no_grad()
     def backward(
-        self, targets: Tensor, noise: Tensor, weights: Tensor, beta: float = 1.0
+        self,
+        targets: Tensor,
+        noise: Tensor,
+        weights: Tensor,
+        beta: float = 1.0,
+        hints: Tensor | None = None,
     ) -> Tensor:
         """``weights @ forward(...)``, a number; its gradient is added to the parameters'.
 
@@ -67,8 +105,10 @@ class VAE(nn.Module):
         their own gradients (``vjp`` of the networks, ``nll_vjp`` of the likelihood, ``kl_vjp`` of
         the prior). Of other parts autograd finds it.
         """
-        out, back_encoder = _vjp(self.encoder, self.likelihood.embed(targets))
+        inputs, extra = self._inputs(targets, hints)
+        out, back_encoder = _vjp(self.encoder, inputs)
         mean, unbounded = out.chunk(2, -1)
+        unbounded = unbounded if extra is None else unbounded + extra
         log_var = unbounded.clamp(*LOG_VAR_BOUNDS)
         sigma = (0.5 * log_var).exp()
         z = torch.addcmul(mean, sigma, noise)
@@ -94,8 +134,8 @@ class VAE(nn.Module):
 
         The encoder's mean (or ``start``) is moved ``n_steps`` times uphill on log p(x, z); the
         precision is ``I + J' F J`` with J the decoder's Jacobian and F the likelihood's expected
-        information. Where decoder and likelihood are linear-Gaussian this is the exact posterior,
-        correlations included, which the encoder's diagonal need not be.
+        information about what is observed. Where decoder and likelihood are linear-Gaussian this is
+        the exact posterior, correlations included, which the encoder's diagonal need not be.
 
         Returns
         -------
@@ -135,18 +175,19 @@ class VAE(nn.Module):
             leaf = z.detach().requires_grad_()
             (prior_score,) = torch.autograd.grad(self.prior.log_prob(leaf).sum(), leaf)
         gradient = (jacobian @ score[..., None])[..., 0] + prior_score
-        weighted = jacobian * self.likelihood.fisher(raw[:, 0])[:, None]
-        return gradient, eye + weighted @ jacobian.mT
+        root = self.likelihood.whiten(raw[:, 0], jacobian, targets)  # (n, k, n_params)
+        return gradient, eye + root @ root.mT
 
     def log_weights(
         self, targets: Tensor, points: Tensor, n_steps: int = 2
-    ) -> tuple[Tensor, Tensor]:
-        """Log importance weights, and the log share of each point: ``p(x) ~ sum share * weight``.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, their log importance weights, and the log share of each point.
 
-        The proposal is Laplace's Gaussian with ``1 + 8 / n_components ** 1.5`` times its variance:
-        the posterior under a curved decoder has heavier tails. Weights are p(x, z) over Laplace's
-        own density; shares are Laplace's over the widened one, scaled to sum to one. They depend
-        on the points alone, and where Laplace is exact all weights are equal to p(x).
+        ``p(x) ~ sum share * weight``. The proposal is Laplace's Gaussian with
+        ``1 + 8 / n_components ** 1.5`` times its variance: the posterior under a curved decoder has
+        heavier tails. Weights are p(x, z) over Laplace's own density; shares are Laplace's over the
+        widened one, scaled to sum to one. They depend on the points alone, and where Laplace is
+        exact all weights are equal to p(x).
 
         Parameters
         ----------
@@ -156,6 +197,7 @@ class VAE(nn.Module):
 
         Returns
         -------
+        z : Tensor of shape (m, n, n_components)
         log_weights : Tensor of shape (m, n)
         log_share : Tensor of shape (m,)
         """
@@ -166,11 +208,11 @@ class VAE(nn.Module):
         log_laplace = -0.5 * (wide.square() + math.log(2 * math.pi)).sum(-1)  # (m,)
         log_share = 0.5 * (points.square() - wide.square()).sum(-1)
         log_weights = self.log_joint(z, targets) + log_det - log_laplace[:, None]
-        return log_weights, log_share - log_share.logsumexp(0)
+        return z, log_weights, log_share - log_share.logsumexp(0)
 
     def log_prob(self, targets: Tensor, points: Tensor, n_steps: int = 2) -> Tensor:
         """Importance-weighted bound of log p(x), nats in standardised units: (n,)."""
-        log_weights, log_share = self.log_weights(targets, points, n_steps)
+        _, log_weights, log_share = self.log_weights(targets, points, n_steps)
         return (log_weights + log_share[:, None]).logsumexp(0)
 
 

@@ -20,7 +20,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from skvae import VAETransformer
+from skvae import VAEImputer, VAETransformer
 
 IRIS, SPECIES = load_iris(return_X_y=True)
 BINARY = (IRIS[:, [0, 1, 2, 3, 0]] > [5, 3, 4, 1, 6]).astype(float)
@@ -55,7 +55,12 @@ def instances():
     yield Squashed(**bernoulli.get_params())
 
 
-@parametrize_with_checks(list(instances()))
+def imputers():
+    yield VAEImputer(quick(random_state=None))
+    yield VAEImputer(quick(random_state=None), add_indicator=True)
+
+
+@parametrize_with_checks([*instances(), *imputers()])
 def test_contract(estimator, check):
     check(estimator)
 
@@ -83,6 +88,13 @@ FURTHER_CHECKS = [
 def test_further_contract(name, n_components):
     estimator = quick(n_components=n_components)
     getattr(estimator_checks, name)("VAETransformer", estimator)
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
+@pytest.mark.filterwarnings("ignore:X has feature names, but:UserWarning")
+@pytest.mark.parametrize("name", [name for name in FURTHER_CHECKS if "partial_fit" not in name])
+def test_further_contract_of_the_imputer(name):
+    getattr(estimator_checks, name)("VAEImputer", VAEImputer(quick()))
 
 
 @pytest.mark.parametrize("estimator", instances(), ids=repr)
@@ -296,11 +308,13 @@ def test_without_warm_start_fit_starts_afresh():
         ("noise", "homoscedastic"),
         ("noise_floor", 0.1),
         ("likelihood", "bernoulli"),
+        ("categorical_features", [0]),
+        ("exposure", "total"),
     ],
 )
 def test_another_architecture_cannot_go_on(name, value):
     vae = quick(warm_start=True).fit(BINARY)
-    old = "gaussian" if name == "likelihood" else getattr(vae, name)
+    old = getattr(vae, name)
     vae.set_params(**{name: value})
     for method in (vae.fit, vae.partial_fit):
         with pytest.raises(ValueError) as caught:

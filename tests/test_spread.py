@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from skvae.likelihoods import Gaussian
-from skvae.networks import Spread, WithLinear, mlp, silence
+from skvae.likelihoods import Bernoulli, Gaussian, Mixed, split_gaps
+from skvae.networks import Completion, Spread, WithLinear, mlp, silence
 from skvae.priors import StandardNormal
 from skvae.spread import Sample, SpreadFit, posteriors
 from skvae.vae import VAE
@@ -38,7 +38,9 @@ def model(d=3, k=1):
     decoder = WithLinear(weight, torch.zeros(d), quiet(k, d))
     encoder = WithLinear(weight.T / 3, torch.tensor([0.0, -1.0]), quiet(d, 2 * k))
     likelihood = Gaussian(np.zeros(d), np.ones(d), torch.zeros(d), varies=True, floor=FLOOR)
-    return VAE(encoder, Spread(decoder, quiet(k, d)), likelihood, StandardNormal(k)).eval()
+    completion = Completion(weight, torch.ones(d), torch.zeros(d))
+    spread = Spread(decoder, quiet(k, d))
+    return VAE(encoder, spread, likelihood, StandardNormal(k), completion).eval()
 
 
 def sample(n, seed, wild=0.0):
@@ -51,7 +53,8 @@ def sample(n, seed, wild=0.0):
 
 
 def fit_of(rows, others, excess=None):
-    return SpreadFit(model(), rows, others, FLOOR, generator(), excess)
+    vae = model()
+    return SpreadFit(vae, vae.likelihood, [0, 1, 2], rows, others, FLOOR, generator(), excess)
 
 
 def held_out_score(fit):
@@ -67,10 +70,10 @@ def test_the_true_variances_are_a_fixed_point():
     rows, sigma = sample(5000, 1), torch.tensor([0.1, 0.5, 0.2])
     fit = fit_of(rows, nobody())
     with torch.no_grad():
-        fit.likelihood.base.copy_(2 * sigma.log())
+        fit.part.base.copy_(2 * sigma.log())
     assert fit.run(0, **OPTIONS)
     # up to sampling, and to the largest errors' counting once more
-    found = (0.5 * fit.likelihood.base.detach()).exp()
+    found = (0.5 * fit.part.base.detach()).exp()
     np.testing.assert_allclose(found, sigma, rtol=0.05)
 
 
@@ -88,15 +91,15 @@ def test_a_fit_that_made_it_worse_is_taken_back():
     loud.targets.mul_(10.0)
     fit = fit_of(loud, sample(100, 2))
     fit.run(0, **OPTIONS)
-    assert not fit.likelihood.base.any()
+    assert not fit.part.base.any()
     assert held_out_score(fit) == pytest.approx(fit.best_score, abs=1e-4)
 
 
 def test_the_mean_stays():
     fit = fit_of(sample(200, 1), sample(100, 2))
-    before = copy.deepcopy(fit.mean.state_dict())
+    before = copy.deepcopy(fit.spread.decoder.state_dict())
     fit.run(1, **OPTIONS)
-    for name, value in fit.mean.state_dict().items():
+    for name, value in fit.spread.decoder.state_dict().items():
         assert torch.equal(value, before[name])
 
 
@@ -111,7 +114,8 @@ def test_nothing_of_the_training_is_left_behind():
 def errors(fit, targets):
     """Largest squared error of each column at the modes."""
     with torch.no_grad():
-        return (targets - fit.mean(posteriors(fit.model, targets)[0])).square().amax(0)
+        error = targets - fit.mean(posteriors(fit.model, targets)[0])
+        return split_gaps(error)[0].square().amax(0)
 
 
 def test_a_wild_cell_counts_once_more():
@@ -120,7 +124,7 @@ def test_a_wild_cell_counts_once_more():
     # the posteriors follow the wild cell a little: most of its 40 is left as an error
     assert 20.0**2 < 200 * float(fit.excess[0]) < 45.0**2
     # and its square, over 200 rows, counts twice: as an error, and once more
-    assert float(fit.likelihood.base.detach()[0].exp()) > 1.5 * float(fit.excess[0])
+    assert float(fit.part.base.detach()[0].exp()) > 1.5 * float(fit.excess[0])
 
 
 def test_a_wild_held_out_cell_bounds_the_variance():
@@ -130,8 +134,8 @@ def test_a_wild_held_out_cell_bounds_the_variance():
     fit._fit_variances()
     expected = torch.maximum(without.excess, errors(without, others.targets) / 200)
     torch.testing.assert_close(fit.excess, expected)
-    variance = torch.maximum(without.likelihood.base.detach().exp(), expected)
-    torch.testing.assert_close(fit.likelihood.base.detach().exp(), variance)
+    variance = torch.maximum(without.part.base.detach().exp(), expected)
+    torch.testing.assert_close(fit.part.base.detach().exp(), variance)
 
 
 def test_going_on_takes_new_rows_errors_into_account():
@@ -140,3 +144,70 @@ def test_going_on_takes_new_rows_errors_into_account():
     expected = errors(fit, rows.targets) / 200
     fit.run(0, **OPTIONS)
     torch.testing.assert_close(fit.excess, torch.tensor([expected[0], 50.0, expected[2]]))
+
+
+# ---------------------------------------------------------------- gaps, and other families beside
+
+
+def with_gaps(sample, rate, seed):
+    """The sample without a share of its cells, at random."""
+    gone = torch.rand(sample.targets.shape, generator=generator(seed)) < rate
+    return Sample(sample.targets.masked_fill(gone, math.nan), sample.share)
+
+
+def test_the_true_variances_are_a_fixed_point_of_what_is_observed():
+    rows, sigma = with_gaps(sample(8000, 1), 0.4, 2), torch.tensor([0.1, 0.5, 0.2])
+    fit = fit_of(rows, nobody())
+    with torch.no_grad():
+        fit.part.base.copy_(2 * sigma.log())
+    fit._fit_variances()
+    np.testing.assert_allclose((0.5 * fit.part.base.detach()).exp(), sigma, rtol=0.05)
+
+
+def test_errors_are_noted_where_cells_are_observed_alone():
+    rows = sample(200, 1, wild=40.0)
+    fit = fit_of(rows, nobody())
+    fit._note_errors(rows)
+    torch.testing.assert_close(fit.excess, errors(fit, rows.targets) / 200)
+    rows.targets[-1, 0] = math.nan
+    fit = fit_of(rows, nobody())
+    fit._note_errors(rows)
+    torch.testing.assert_close(fit.excess, errors(fit, rows.targets) / 200)
+    assert float(fit.excess[0]) < 0.1
+
+
+def test_gaps_leave_a_better_spread_too():
+    rows, others = with_gaps(sample(300, 1), 0.3, 3), with_gaps(sample(100, 2), 0.3, 4)
+    rows.targets[0], others.targets[0] = math.nan, math.nan  # nothing is known of these
+    fit = fit_of(rows, others)
+    start = held_out_score(fit)
+    fit.run(1, **OPTIONS)
+    assert fit.best_score > start + 0.3
+    assert held_out_score(fit) == pytest.approx(fit.best_score, abs=1e-4)
+
+
+def test_columns_of_another_family_that_say_nothing_change_nothing():
+    rows, others = sample(200, 1), sample(100, 2)
+    alone = fit_of(rows, others)
+    vae = model()
+    gaussian, decoder, encoder = vae.likelihood, vae.decoder.decoder, vae.encoder
+    # a first raw output, always 0, for a column of zeros and ones that stands second in T
+    weight = torch.cat([torch.zeros(1, 1), decoder.weight.detach()])
+    vae.decoder.decoder = WithLinear(weight, torch.zeros(4), quiet(1, 4))
+    vae.encoder = WithLinear(
+        torch.nn.functional.pad(encoder.weight.detach(), (1, 0)), encoder.bias.detach(), quiet(4, 2)
+    )
+    columns = [0, 2, 3]
+    vae.likelihood = Mixed([Bernoulli(np.array([0.5])).float(), gaussian], [[1], columns])
+    wide = [
+        Sample(torch.cat([s.targets[:, :1], s.targets[:, :1] > 0, s.targets[:, 1:]], 1), s.share)
+        for s in (rows, others)
+    ]
+    beside = SpreadFit(vae, gaussian, columns, *wide, FLOOR, generator())
+    for fit in (alone, beside):
+        fit.run(1, **OPTIONS)
+    torch.testing.assert_close(beside.excess, alone.excess, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        beside.part.base.detach(), alone.part.base.detach(), rtol=0.0, atol=0.02
+    )
+    assert beside.best_score == pytest.approx(alone.best_score - math.log(2), abs=0.02)

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm, qmc
+from scipy.stats import multivariate_normal, norm, qmc
 
 from skvae import VAETransformer
-from skvae.likelihoods import Bernoulli, Gaussian
-from skvae.networks import WithLinear, mlp, silence
+from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial
+from skvae.networks import Completion, WithLinear, mlp, silence
 from skvae.priors import StandardNormal
 from skvae.vae import VAE
 
@@ -93,7 +93,7 @@ def test_importance_weights_of_a_linear_model_are_constant():
     targets = 2 * randn(6, 5, seed=3)
     exact = torch.distributions.MultivariateNormal(bias, W @ W.T + noise.diag()).log_prob(targets)
     with torch.no_grad():
-        log_weights, log_share = vae.log_weights(targets, randn(10, 2, seed=4))
+        _, log_weights, log_share = vae.log_weights(targets, randn(10, 2, seed=4))
     assert float(log_share.exp().sum()) == pytest.approx(1.0, abs=1e-12)
     torch.testing.assert_close(log_weights, exact.expand(10, -1), rtol=0.0, atol=1e-6)
 
@@ -126,6 +126,137 @@ def test_posterior_of_a_linear_model():
         mean, log_var = vae.posterior(targets)
     torch.testing.assert_close(mean, (targets - bias) @ (covariance @ WtP).T)
     torch.testing.assert_close(log_var.exp(), covariance.diagonal().expand(6, -1))
+
+
+# ---------------------------------------------------------------- gaps
+
+
+PATTERNS = torch.tensor(
+    [
+        [1, 1, 1, 1, 1],  # nothing missing
+        [0, 1, 1, 1, 1],
+        [1, 0, 1, 1, 0],
+        [0, 1, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0],  # everything
+    ],
+    dtype=torch.bool,
+)
+
+
+def complete_model(k=2):
+    """`linear_model` that knows how to complete its rows."""
+    vae, W, bias, noise = linear_model(k=k)
+    vae.completion = Completion(W, noise, bias)
+    return vae, W, bias, noise
+
+
+def rows_with_gaps():
+    return (2 * randn(6, 5, seed=3)).masked_fill(~PATTERNS, math.nan)
+
+
+def conditionals(W, bias, noise, targets):
+    """Mean and covariance of z given a row's observed cells, from the joint covariance of both."""
+    means, covariances = [], []
+    for row in targets:
+        seen = ~row.isnan()
+        cross = W[seen]  # Cov(x, z)
+        gain = cross.T @ torch.linalg.inv(cross @ cross.T + noise[seen].diag())
+        means.append(gain @ (row - bias)[seen])
+        covariances.append(torch.eye(W.shape[1], dtype=F64) - gain @ cross)
+    return torch.stack(means), torch.stack(covariances)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("hints", [False, True])
+def test_posterior_with_gaps_is_the_gaussian_conditional(k, hints):
+    vae, W, bias, noise = complete_model(k)
+    targets = rows_with_gaps()
+    mean, covariance = conditionals(W, bias, noise, targets)
+    with torch.no_grad():
+        given = vae.completion.hints(targets) if hints else None
+        got_mean, got_log_var = vae.posterior(targets, given)
+        whole = vae.posterior(targets[:1])
+    torch.testing.assert_close(got_mean, mean, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        got_log_var.exp(), covariance.diagonal(dim1=1, dim2=2), rtol=1e-10, atol=1e-12
+    )
+    # a row alone without gaps is not completed, and says the same; nothing known is the prior
+    for part, alone in zip((got_mean, got_log_var), whole, strict=True):
+        torch.testing.assert_close(part[:1], alone, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(part[-1], torch.zeros(k, dtype=F64), rtol=0.0, atol=1e-12)
+
+
+def test_rows_without_gaps_are_left_as_they_are():
+    vae, *_ = complete_model()
+    targets = 2 * randn(6, 5, seed=3)
+    with torch.no_grad():
+        with_completion = vae.posterior(targets)
+        vae.completion = None
+        for one, other in zip(with_completion, vae.posterior(targets), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_laplace_with_gaps_is_the_gaussian_conditional(k):
+    vae, W, bias, noise = complete_model(k)
+    targets = rows_with_gaps()
+    mean, covariance = conditionals(W, bias, noise, targets)
+    assert covariance[3, 0, 1].abs() > 0.01  # gaps correlate what whole rows do not
+    for start in (None, randn(6, k, seed=8)):
+        mode, factor = vae.laplace(targets, start)
+        torch.testing.assert_close(mode, mean, rtol=0.0, atol=1e-6)
+        torch.testing.assert_close(factor @ factor.mT, covariance, rtol=0.0, atol=1e-6)
+        assert torch.equal(factor, factor.triu())
+
+
+def test_log_prob_with_gaps_is_that_of_the_observed_cells():
+    vae, W, bias, noise = complete_model()
+    targets = rows_with_gaps()
+    C = (W @ W.T + noise.diag()).numpy()
+    expected = np.zeros(6)  # nothing observed: probability one
+    for i, seen in enumerate(PATTERNS[:-1].numpy()):
+        row, center = targets[i].numpy()[seen], bias.numpy()[seen]
+        expected[i] = multivariate_normal.logpdf(row, center, C[np.ix_(seen, seen)])
+    with torch.no_grad():
+        got = vae.log_prob(targets, randn(10, 2, seed=4))
+        z, log_weights, _ = vae.log_weights(targets, randn(10, 2, seed=4))
+    np.testing.assert_allclose(got, expected, rtol=0.0, atol=1e-6)
+    np.testing.assert_allclose(log_weights, np.tile(expected, (10, 1)), rtol=0.0, atol=1e-6)
+    assert z.shape == (10, 6, 2)
+
+
+def test_importance_weights_belong_to_their_latents():
+    """Shares times the proposal's density over Laplace's are what integrates over z."""
+    vae, W, bias, noise = complete_model()
+    targets = rows_with_gaps()
+    mean, covariance = conditionals(W, bias, noise, targets)
+    with torch.no_grad():
+        z, log_weights, log_share = vae.log_weights(targets, randn(10, 2, seed=4))
+        joint = vae.log_joint(z, targets)
+    q = torch.distributions.MultivariateNormal(mean, covariance)
+    torch.testing.assert_close(log_weights, joint - q.log_prob(z), rtol=0.0, atol=1e-5)
+    # the importance of a point: Laplace's density over that of twice and more its width
+    wide = torch.distributions.MultivariateNormal(mean, (1 + 8 / 2**1.5) * covariance)
+    ratio = (q.log_prob(z) - wide.log_prob(z))[:, 0]
+    torch.testing.assert_close(log_share, ratio - ratio.logsumexp(0), rtol=0.0, atol=1e-5)
+
+
+def test_the_elbo_with_gaps_is_below_the_density_by_the_correlations():
+    """The posterior is diagonal, p(z | observed) is not: KL(q || p) is what lies between."""
+    vae, W, bias, noise = complete_model()
+    targets = rows_with_gaps()
+    mean, covariance = conditionals(W, bias, noise, targets)
+    sides = math.sqrt(2) * torch.cat([torch.eye(2, dtype=F64), -torch.eye(2, dtype=F64)])
+    with torch.no_grad():
+        elbo = -torch.stack([vae(targets, side.expand(6, -1)) for side in sides]).mean(0)
+        log_prob = vae.log_prob(targets, randn(10, 2, seed=4))
+    exact = torch.distributions.MultivariateNormal(mean, covariance)
+    q = torch.distributions.MultivariateNormal(
+        mean, covariance.diagonal(dim1=1, dim2=2).diag_embed()
+    )
+    kl = torch.distributions.kl_divergence(q, exact)
+    torch.testing.assert_close(log_prob - elbo, kl, rtol=0.0, atol=1e-6)
 
 
 # ---------------------------------------------------------------- the bound and the density
@@ -217,6 +348,51 @@ def test_backward_is_autograds(change):
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-11, atol=1e-11)
 
 
+def counting(vae):
+    vae.likelihood = NegativeBinomial(
+        np.ones(5), np.full(5, 0.5), np.ones(5), np.zeros(2), np.arange(1.0, 6.0)
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vae: None,
+        lambda vae: setattr(vae, "encoder", Opaque(vae.encoder)),
+        lambda vae: setattr(vae, "likelihood", Opaque(vae.likelihood)),
+        lambda vae: setattr(vae, "likelihood", Bernoulli(np.full(5, 0.5))),
+        counting,
+        lambda vae: vae.encoder.bias[-1].fill_(40.0),
+    ],
+    ids=["own", "encoder", "likelihood", "bernoulli", "counts", "bound"],
+)
+@pytest.mark.parametrize("hints", ["none", "own", "other"])
+def test_backward_with_gaps_is_autograds(change, hints):
+    vae, W, bias, psi = complete_model(k=3)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter += 0.1 * randn(*parameter.shape, seed=5)
+        change(vae)
+        targets = randn(6, 5, seed=3).abs().clamp_max(1.0).masked_fill(~PATTERNS, math.nan)
+        given = None
+        if hints == "own":
+            given = vae.completion.hints(vae.likelihood.embed(targets))
+        elif hints == "other":
+            given = randn(6, 6, seed=11)
+    noise, weights = randn(6, 3, seed=4), torch.linspace(0.0, 0.3, 6, dtype=F64)
+    learned = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    expected = weights @ vae(targets, noise, 0.7, given)
+    grads = torch.autograd.grad(expected, learned)
+    got = vae.backward(targets, noise, weights, 0.7, given)
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-12, atol=1e-12)
+    for parameter, grad in zip(learned, grads, strict=True):
+        assert grad.isfinite().all()
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-11, atol=1e-11)
+    if hints == "own":  # they are what rows without hints find out themselves
+        with torch.no_grad():
+            torch.testing.assert_close(weights @ vae(targets, noise, 0.7), got)
+
+
 def test_beta_enters_linearly_and_weighs_the_kl():
     vae, targets, noise = curved_model(), randn(5, 2, seed=3), randn(5, 1, seed=4)
     with torch.no_grad():
@@ -239,7 +415,7 @@ def integrated_weights(vae, targets):
     """log p(x) as the integral of the importance weights over the proposal, by quadrature."""
     points = torch.linspace(-40, 40, 20_001, dtype=F64)[:, None]
     with torch.no_grad():
-        log_weights, _ = vae.log_weights(targets, points)
+        _, log_weights, _ = vae.log_weights(targets, points)
     wide = math.sqrt(1 + 8 / points.shape[1] ** 1.5)  # weights stand at wide * points
     normal = torch.from_numpy(norm.logpdf(wide * points.numpy()) + math.log(wide))
     return (log_weights + normal).logsumexp(0) + math.log(float(points[1, 0] - points[0, 0]))
@@ -270,9 +446,10 @@ def test_importance_weights_integrate_to_the_probability_for_cross_entropy():
 def test_log_prob_is_the_log_of_the_mean_weight():
     vae, targets, points = curved_model(), randn(5, 2, seed=3), randn(16, 1, seed=4)
     with torch.no_grad():
-        log_weights, log_share = vae.log_weights(targets, points)
+        z, log_weights, log_share = vae.log_weights(targets, points)
         share = log_share.exp()
         log_prob = vae.log_prob(targets, points)
+    assert z.shape == (16, 5, 1)
     assert log_weights.shape == (16, 5)
     torch.testing.assert_close(log_prob, (share @ log_weights.exp()).log())
     assert (share @ log_weights < log_prob).all()  # mean log w <= log mean w
@@ -306,6 +483,18 @@ def test_laplace_never_goes_downhill():
             after = vae.log_joint(vae.laplace(targets, n_steps=n_steps)[0], targets)
             assert (after >= before).all()
             before = after
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "counts"])
+def test_laplace_climbs_to_a_mode_given_gaps(likelihood):
+    vae, _, bias, noise = complete_model()
+    targets = rows_with_gaps()
+    if likelihood == "counts":
+        counting(vae)
+        targets = (3 * targets.abs()).round()
+    mode = vae.laplace(targets, n_steps=20)[0].requires_grad_()
+    (slope,) = torch.autograd.grad(vae.log_joint(mode, targets).sum(), mode)
+    assert slope.abs().max() < 1e-4
 
 
 def test_laplace_goes_on_from_a_given_start():

@@ -1,0 +1,188 @@
+"""From the cells of T to a likelihood: each family's statistics, columns grouped by family."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .columns import Floats, location_and_scale
+from .likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    ManyLevels,
+    Mixed,
+    NegativeBinomial,
+    Poisson,
+    StudentT,
+    split_gaps,
+)
+
+# name -> class that validation reads the range of values from
+FAMILIES: dict[str, Any] = {
+    "gaussian": Gaussian,
+    "student_t": StudentT,
+    "log_normal": Gaussian,
+    "bernoulli": Bernoulli,
+    "categorical": Categorical,
+    "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+}
+POSITIVE = float(np.finfo(np.float64).tiny)  # the least that "log_normal" takes
+NORMAL = ("gaussian", "log_normal")  # families that are one `Gaussian`
+RAREST = 1e-3  # the start's lowest probability of a column in [0, 1]: its logit stays finite
+MAX_LEVELS = 64  # categorical columns of more levels are `ManyLevels`
+BASIS = 8  # numbers that then describe a level, at most
+SHRINK = 5.0  # rows that a level's description is worth before its own are counted
+
+# (shift, scale, which columns are logarithms) -> the likelihood of normal columns
+MakeGaussian = Callable[[Floats, Floats, Any], Gaussian]
+
+
+def support(family: str) -> tuple[float, float, bool]:
+    """Lowest and highest value that a family takes, and whether it takes whole numbers alone."""
+    low, high = FAMILIES[family].support
+    return POSITIVE if family == "log_normal" else low, high, FAMILIES[family].integers
+
+
+def build(
+    T: Floats,
+    weights: Floats,
+    families: Sequence[str],
+    n_levels: Mapping[int, int],
+    exposure: bool,
+    gaussian: MakeGaussian,
+) -> Any:
+    """The likelihood of columns of these families.
+
+    Parameters
+    ----------
+    T : ndarray of shape (n_rows, n_columns)
+    weights : ndarray of shape (n_rows,)
+    families : sequence of str
+        One per column.
+    n_levels : mapping
+        Number of levels of each categorical column.
+    exposure : bool
+        Whether counts are relative to the row's total.
+    gaussian : callable
+        Makes the likelihood of the normal columns, which comes last.
+    """
+    share = weights / weights.sum()
+    groups: dict[str, list[int]] = {}
+    for j, family in enumerate(families):
+        if family == "categorical" and n_levels[j] > MAX_LEVELS:
+            family = f"many levels {j}"
+        groups.setdefault("gaussian" if family in NORMAL else family, []).append(j)
+    parts: dict[str, Any] = {}
+    for family, group in groups.items():
+        cells = T[:, group]
+        if family == "gaussian":
+            log = np.array([families[j] == "log_normal" for j in group])
+            with np.errstate(invalid="ignore"):
+                values = np.where(log, np.log(cells, where=log, out=cells.copy()), cells)
+            parts[family] = gaussian(*location_and_scale(values, weights), log)
+        elif family == "student_t":
+            parts[family] = StudentT(*_robust(cells, share))
+        elif family == "bernoulli":
+            mean, _ = location_and_scale(cells, weights)
+            parts[family] = Bernoulli(mean.clip(RAREST, 1 - RAREST))
+        elif family == "categorical":
+            levels = [n_levels[j] for j in group]
+            counts = [_shares(T[:, j], share, n) for j, n in zip(group, levels, strict=True)]
+            parts[family] = Categorical(counts)
+        elif family in ("poisson", "negative_binomial"):
+            parts[family] = _counts(FAMILIES[family], cells, weights, exposure)
+    for family, (j, *_) in groups.items():
+        if family not in parts:
+            others = [(part, groups[name]) for name, part in parts.items()]
+            probability = _shares(T[:, j], share, n_levels[j])
+            basis = _basis(T, j, share, probability, others)
+            parts[family] = ManyLevels(probability, basis)
+    order = sorted(parts, key=lambda name: name == "gaussian")
+    columns = [groups[name] for name in order]
+    if len(order) == 1:
+        return parts[order[0]]
+    return Mixed([parts[name] for name in order], columns)
+
+
+def gaussian_part(likelihood: Any) -> tuple[Gaussian, list[int]] | None:
+    """The `Gaussian` of a likelihood, whose raw output is the last, and its columns of T."""
+    if isinstance(likelihood, Gaussian):
+        return likelihood, list(range(likelihood.n_columns))
+    if isinstance(likelihood, Mixed) and isinstance(likelihood.parts[-1], Gaussian):
+        return likelihood.parts[-1], likelihood.columns[-1]
+    return None
+
+
+def _robust(cells: Floats, share: Floats) -> tuple[Floats, Floats]:
+    """Weighted median, and half the range of the middle 68%; 1 where that is zero."""
+    found = []
+    for column in cells.T:
+        seen = ~np.isnan(column)
+        order = np.argsort(column[seen], kind="stable")
+        below = share[seen][order].cumsum()
+        at = np.searchsorted(below, np.array([0.16, 0.5, 0.84]) * below[-1:].sum())
+        values = column[seen][order]
+        found.append(values[at.clip(max=len(values) - 1)] if len(values) else np.zeros(3))
+    low, middle, high = np.array(found).T
+    half = 0.5 * (high - low)
+    _, deviation = location_and_scale(cells, share)
+    return middle, np.where(half > 0, half, deviation)
+
+
+def _shares(codes: Floats, share: Floats, n_levels: int) -> Floats:
+    """Share of each level; half a row more each, so that none is impossible."""
+    seen = ~np.isnan(codes)
+    n_levels = max(n_levels, 1)
+    found = np.bincount(codes[seen].astype(int), share[seen], n_levels) + 0.5 / len(codes)
+    return np.asarray(found / found.sum())
+
+
+def _counts(family: Any, cells: Floats, weights: Floats, exposure: bool) -> Any:
+    mean, deviation = location_and_scale(cells, weights)
+    mean = mean.clip(min=0.5 / len(cells))
+    seen = ~np.isnan(cells)
+    spread = None
+    sizes = np.ones((len(cells), 1))
+    if exposure:
+        usual = (mean * seen).sum(1)
+        sizes = (np.nansum(cells, 1).clip(min=0.5) / np.where(usual > 0, usual, 1.0))[:, None]
+        spread = np.concatenate(location_and_scale(np.log(sizes), weights))
+    shift, scale = location_and_scale(np.log1p(cells / sizes), weights)
+    if family is Poisson:
+        return Poisson(mean, shift, scale, spread)
+    # by moments: variance = mean + mean^2 / size
+    excess = (deviation / mean) ** 2 - 1 / mean
+    return NegativeBinomial(mean, shift, scale, spread, 1 / excess.clip(1e-3, 20.0))
+
+
+def _basis(
+    T: Floats, j: int, share: Floats, probability: Floats, others: Sequence[tuple[Any, list[int]]]
+) -> Floats:
+    """What the other columns say about each level: leading directions of the levels' means."""
+    codes = T[:, j]
+    seen = ~np.isnan(codes)
+    at, weight, n_levels = codes[seen].astype(int), share[seen], len(probability)
+    inputs = [
+        split_gaps(part.embed(torch.from_numpy(part.standardize(T[seen][:, group]))))[0]
+        for part, group in others
+    ]
+    counted = np.bincount(at, minlength=n_levels)
+    if inputs and len(at):
+        cells = torch.cat(inputs, 1).numpy()
+        total = np.stack([np.bincount(at, weight * c, n_levels) for c in cells.T], 1)
+        means = total / np.bincount(at, weight, n_levels).clip(min=1e-300)[:, None]
+        means *= (counted / (counted + SHRINK))[:, None]
+        means -= probability @ means
+        root = np.sqrt(probability)[:, None]
+        vectors, values, _ = np.linalg.svd(root * means, full_matrices=False)
+        kept = values[:BASIS] > 0.05 * values[0]
+        if values[0] > 0:
+            return np.asarray(vectors[:, : len(kept)][:, kept] / root)
+    # nothing else is known: how frequent it is
+    log_share = np.log(probability)
+    log_share -= probability @ log_share
+    scale = np.sqrt(probability @ log_share**2)
+    return np.asarray((log_share / (scale if scale > 0 else 1.0))[:, None])

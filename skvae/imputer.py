@@ -1,0 +1,175 @@
+"""``VAEImputer``: `VAETransformer.impute` as a transformer, beside `IterativeImputer`."""
+
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
+
+from .columns import missing, table_library
+from .estimator import VAETransformer
+
+
+class VAEImputer(TransformerMixin, BaseEstimator):
+    """Fill missing values by what a variational autoencoder expects there.
+
+    Parameters
+    ----------
+    estimator : VAETransformer or None, default=None
+        The model, cloned. None: ``VAETransformer`` with ``n_components`` as below,
+        ``noise="homoscedastic"``, ``precision_power=1.0``, which start at factor analysis, the
+        best linear model to predict one column from the others.
+    n_components : int or None, default=None
+        Latent dimension of the default model. None: half the number of columns, rounded up, 15
+        at most.
+    add_indicator : bool, default=False
+        Whether to append a column for each one that had missing values in `fit`: 1 where a value
+        was missing, 0 elsewhere.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the default model, or the given one where it has none of its own.
+
+    Attributes
+    ----------
+    estimator_ : VAETransformer
+        The fitted model.
+    indicated_ : ndarray of int
+        Columns that have an indicator.
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, where X had string names.
+
+    See Also
+    --------
+    sklearn.impute.IterativeImputer : Regresses each column on the others, in turn.
+
+    References
+    ----------
+    Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets",
+    ICML 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvae import VAEImputer
+    >>> x = np.linspace(0.0, 1.0, 50)
+    >>> X = np.column_stack([x, 2 * x])
+    >>> X[10, 1] = np.nan
+    >>> float(VAEImputer(random_state=0).fit_transform(X)[10, 1].round(1))
+    0.4
+    """
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_components: int | None = None,
+        add_indicator: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.estimator = estimator
+        self.n_components = n_components
+        self.add_indicator = add_indicator
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit the model to X, gaps included.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Rows, NaN or null where a value is missing.
+        y : Ignored
+            Present for the interface's sake.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each row.
+
+        Returns
+        -------
+        self : VAEImputer
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `VAETransformer.fit`.
+        """
+        model = self._model(X).fit(X, sample_weight=sample_weight)
+        self.__dict__.pop("feature_names_in_", None)  # an earlier fit's
+        self.estimator_: VAETransformer = model
+        with_gaps = missing(model._validated(X, reset=False)).any(axis=0)
+        self.indicated_ = np.flatnonzero(with_gaps & bool(self.add_indicator))
+        self.n_features_in_ = model.n_features_in_
+        if hasattr(model, "feature_names_in_"):
+            self.feature_names_in_ = model.feature_names_in_
+        return self
+
+    def _model(self, X: Any) -> Any:
+        if self.estimator is not None:
+            model = clone(self.estimator)
+            if model.random_state is None:
+                model.set_params(random_state=self.random_state)
+            return model
+        n_components = self.n_components
+        if n_components is None:
+            shape = getattr(X, "shape", None) or np.shape(X)
+            n_components = min(15, -(-shape[1] // 2)) if len(shape) == 2 else 1
+        return VAETransformer(
+            max(n_components, 1) if self.n_components is None else n_components,
+            noise="homoscedastic",
+            precision_power=1.0,
+            random_state=self.random_state,
+        )
+
+    def transform(self, X: Any) -> Any:
+        """X with its missing values filled.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        X : ndarray or DataFrame
+            Observed cells are X's own; indicators follow where ``add_indicator`` says so.
+        """
+        check_is_fitted(self)
+        filled = self.estimator_.impute(X)
+        if not len(self.indicated_):
+            return filled
+        library = table_library(filled)
+        X = X if library else self.estimator_._validated(X, reset=False)
+        flags = missing(X)[:, self.indicated_]
+        if library is None:
+            return np.hstack([filled, flags.astype(filled.dtype)])
+        names = self.get_feature_names_out()[self.n_features_in_ :]
+        columns = dict(zip(names, flags.T, strict=True))
+        if library == "pandas":
+            return filled.assign(**columns)
+        import polars as pl
+
+        return filled.with_columns(*(pl.Series(name, flag) for name, flag in columns.items()))
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
+        """Names of the columns of `transform`'s output: those of X, then the indicators'.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of X's columns; None: as in `fit`, or ``x0``, ``x1``, ...
+
+        Returns
+        -------
+        names : ndarray of str
+        """
+        check_is_fitted(self)
+        names = _check_feature_names_in(self, input_features)
+        flags = [f"missingindicator_{names[j]}" for j in self.indicated_]
+        return np.concatenate([names, np.array(flags, dtype=object)])
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags for scikit-learn's checks."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
