@@ -147,9 +147,13 @@ def _counts(family: Any, cells: Floats, weights: Floats, exposure: bool) -> Any:
     spread = None
     sizes = np.ones((len(cells), 1))
     if exposure:
-        usual = (mean * seen).sum(1)
-        sizes = (np.nansum(cells, 1).clip(min=0.5) / np.where(usual > 0, usual, 1.0))[:, None]
-        spread = np.concatenate(location_and_scale(np.log(sizes), weights))
+        usual = (mean * seen).sum(1, keepdims=True)
+        total = np.nansum(cells, 1, keepdims=True).clip(min=0.5)
+        sizes = total / np.where(usual > 0, usual, np.nan)
+        logs = np.log(sizes)
+        center, deviation_of_logs = location_and_scale(logs, weights)
+        varies = (usual > 0).any() and np.nanmax(logs) > np.nanmin(logs)
+        spread = np.concatenate([center, deviation_of_logs * varies])
     shift, scale = location_and_scale(np.log1p(cells / sizes), weights)
     if family is Poisson:
         return Poisson(mean, shift, scale, spread)

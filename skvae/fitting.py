@@ -32,7 +32,7 @@ F64, F32 = torch.float64, torch.float32
 POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this much over PCA's
 POWER_LIMIT = 0.5  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
-COMPLETED_ROWS = 20_000  # rows with gaps that the linear start is fitted on, at most
+COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
 REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2

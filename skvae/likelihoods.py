@@ -232,7 +232,7 @@ class Gaussian(nn.Module):
         if self.log is None:
             return mean
         # of exp(scale * t), in units of exp(shift): means of logarithms would give medians
-        scale = torch.as_tensor(self.scale, dtype=raw.dtype)
+        scale = torch.as_tensor(np.where(self.log, self.scale, 0.0), dtype=raw.dtype)
         original = (scale * mean + 0.5 * scale.square() * self.log_var(raw).exp()).exp()
         return torch.where(torch.as_tensor(self.log), original, mean)
 

@@ -103,33 +103,38 @@ def completed_covariance(
     noise = (0.5 * variance).clamp_min(floor**2)
     offset = torch.zeros(d, dtype=X.dtype)  # of the center
     eye = torch.eye(k, dtype=X.dtype)
+    # rows with the same gaps share the precision of z
+    patterns, pattern = observed.unique(dim=0, return_inverse=True)  # (p, d), (n,)
     chunk = max(1, 2**22 // ((k + 1) * max(k + 1, d)))
-    step = (k + 1) ** 2 * d * n
+    step = (k + 1) ** 2 * (d * len(patterns) + n)
     budget = int(min(n_iter, max(10, 2e10 // step)))
 
-    def moments(rows: slice) -> tuple[Tensor, Tensor]:
-        """E[z, 1] (n, k + 1) and E[(z, 1) (z, 1)'] given what is observed."""
+    def moments() -> tuple[Tensor, Tensor]:
+        """E[z, 1] of each row, (n, k + 1), and Var[z] of each pattern, (p, k, k)."""
         scaled = W / noise[:, None]
         products = (scaled[:, :, None] * W[:, None]).reshape(d, k * k)
-        precision = eye + (observed[rows] @ products).reshape(-1, k, k)
-        cov = torch.linalg.inv(precision)
-        deviation = X[rows] - offset * observed[rows]
-        z = (cov @ (deviation @ scaled)[..., None])[..., 0]
-        first = torch.nn.functional.pad(z, (0, 1), value=1.0)
-        second = first[:, :, None] * first[:, None]
-        second[:, :k, :k] += cov
-        return first, second
+        cov = torch.linalg.inv(eye + (patterns @ products).reshape(-1, k, k))
+        deviation = (X - offset * observed) @ scaled
+        z = [
+            (cov[at] @ rows[..., None])[..., 0]
+            for at, rows in zip(pattern.split(chunk), deviation.split(chunk), strict=True)
+        ]
+        return torch.nn.functional.pad(torch.cat(z), (0, 1), value=1.0), cov
 
     slices = [slice(start, start + chunk) for start in range(0, n, chunk)]
     ridge = 2 * k * torch.nn.functional.pad(eye, (0, 1, 0, 1))
+    weight = X.new_zeros(len(patterns)).index_add_(0, pattern, count[:, 0])
     for _ in range(budget):
-        left = torch.zeros(d, (k + 1) ** 2, dtype=X.dtype)
-        right = torch.zeros(d, k + 1, dtype=X.dtype)
+        first, cov = moments()
+        # of each pattern: sum of E[(z, 1) (z, 1)']
+        second = X.new_zeros(len(patterns), (k + 1) ** 2)
         for rows in slices:
-            first, second = moments(rows)
-            left += (count[rows] * observed[rows]).T @ second.reshape(len(first), -1)
-            right += (count[rows] * X[rows]).T @ first
-        left = left.reshape(d, k + 1, k + 1)
+            outer = first[rows, :, None] * (count[rows] * first[rows])[:, None]
+            second.index_add_(0, pattern[rows], outer.reshape(-1, (k + 1) ** 2))
+        second = second.reshape(-1, k + 1, k + 1)
+        second[:, :k, :k] += weight[:, None, None] * cov
+        left = (patterns.T @ second.reshape(len(patterns), -1)).reshape(d, k + 1, k + 1)
+        right = (count * X).T @ first
         penalised = left + noise[:, None, None] * ridge
         penalised[:, -1, -1] += 1e-9  # a column without a single cell
         A = torch.linalg.solve(penalised, right[..., None])[..., 0]
@@ -145,18 +150,18 @@ def completed_covariance(
     mean = torch.zeros(d, dtype=X.dtype)
     missing = torch.zeros(d, dtype=X.dtype)
     A = torch.cat([W, offset[:, None]], 1)
+    first, cov = moments()
     for rows in slices:
-        first, second = moments(rows)
-        fill = torch.where(gaps[rows], first @ A.T, X[rows])
+        fill = torch.where(gaps[rows], first[rows] @ A.T, X[rows])
         mean += share[rows] @ fill
         S.addmm_(fill.T, share[rows, None] * fill)
-        # the uncertainty of z, where a gap meets a gap
-        cov = second[:, :k, :k] - first[:, :k, None] * first[:, None, :k]
-        open_W = gaps[rows, :, None].to(X) * W  # (n, d, k)
-        spread = (open_W @ cov).transpose(1, 2).reshape(-1, d)
-        weighted = (share[rows, None, None] * open_W.transpose(1, 2)).reshape(-1, d)
-        S.addmm_(weighted.T, spread)
         missing += share[rows] @ gaps[rows].to(X)
+    # the uncertainty of z, where a gap meets a gap
+    for at in torch.arange(len(patterns)).split(chunk):
+        open_W = (1 - patterns[at, :, None]) * W  # (p, d, k)
+        spread = (open_W @ cov[at]).transpose(1, 2).reshape(-1, d)
+        weighted = (weight[at, None, None] / n * open_W.transpose(1, 2)).reshape(-1, d)
+        S.addmm_(weighted.T, spread)
     S += (missing * noise).diag() - mean[:, None] * mean
     return center + mean, 0.5 * (S + S.T)
 

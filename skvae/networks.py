@@ -242,7 +242,7 @@ class Completion(nn.Module):
     center : Tensor of shape (n_inputs,)
     """
 
-    CHUNK = 2**20  # numbers that the rows' precisions may hold at once
+    CHUNK = 4096  # rows at a time
 
     def __init__(self, weight: Tensor, noise: Tensor, center: Tensor) -> None:
         super().__init__()
@@ -262,16 +262,21 @@ class Completion(nn.Module):
         products = (scaled[:, :, None] * self.weight[:, None]).reshape(-1, k * k)
         eye = torch.eye(k, dtype=inputs.dtype, device=inputs.device)
         whole = (1 + products.sum(0).reshape(k, k).diagonal()).log()
-        parts = []
-        for rows in inputs.split(max(1, self.CHUNK // k**2)):
-            observed = ~rows.isnan()
-            precision = eye + (observed.to(rows) @ products).reshape(-1, k, k)
-            deviation = torch.where(observed, rows - self.center, 0.0)
-            variance = torch.linalg.inv(precision)
-            mean = (variance @ (deviation @ scaled)[..., None])[..., 0]
-            extra = variance.diagonal(dim1=1, dim2=2).log() + whole
-            parts.append(torch.cat([mean, extra], -1))
-        return torch.cat(parts)
+        observed = ~inputs.isnan()
+        deviation = torch.where(observed, inputs - self.center, 0.0) @ scaled
+        # rows with the same gaps share the precision of z
+        patterns, pattern = observed.to(inputs).unique(dim=0, return_inverse=True)
+        variances = [
+            torch.linalg.inv(eye + (part @ products).reshape(-1, k, k))
+            for part in patterns.split(self.CHUNK)
+        ]
+        variance = torch.cat(variances)
+        extra = variance.diagonal(dim1=1, dim2=2).log() + whole
+        means = [
+            (variance[at] @ rows[..., None])[..., 0]
+            for at, rows in zip(pattern.split(self.CHUNK), deviation.split(self.CHUNK), strict=True)
+        ]
+        return torch.cat([torch.cat(means), extra[pattern]], -1)
 
     def forward(self, inputs: Tensor, mean: Tensor) -> Tensor:
         """Inputs (n, n_inputs) without gaps, given E[z | observed] (n, n_components)."""

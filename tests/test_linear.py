@@ -10,7 +10,15 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 
 from skvae import linear
-from skvae.linear import LinearModel, choose_power, factor_analysis, refit, rotated, weighted_pca
+from skvae.linear import (
+    LinearModel,
+    choose_power,
+    completed_covariance,
+    factor_analysis,
+    refit,
+    rotated,
+    weighted_pca,
+)
 
 F64 = torch.float64
 FLOOR = 0.01
@@ -358,3 +366,158 @@ def test_covariance_is_numpys_whatever_the_chunks():
         center, S = linear.covariance(torch.from_numpy(X), share, chunk)
         np.testing.assert_allclose(center, np.average(X, axis=0, weights=weights), rtol=1e-12)
         np.testing.assert_allclose(S, expected, rtol=1e-12)
+
+
+# ---------------------------------------------------------------- rows with gaps
+
+
+def shares(n):
+    return torch.full((n,), 1 / n, dtype=F64)
+
+
+def with_gaps(X, rate, seed=0):
+    gaps = np.random.default_rng(seed).uniform(size=X.shape) < rate
+    return torch.from_numpy(np.where(gaps, np.nan, X))
+
+
+def penalised(X, center, W, noise):
+    """Log-density of the observed cells, and the prior N(0, I / (2 k)) of rows of W."""
+    seen = (~X.isnan()).to(F64)
+    # a missing cell becomes an independent N(0, 1) that is exactly 0
+    C = seen[:, :, None] * (W @ W.T + noise.diag()) * seen[:, None] + (1 - seen).diag_embed()
+    error = torch.where(seen > 0, X - center, 0.0)
+    normal = torch.distributions.MultivariateNormal(torch.zeros_like(error), C)
+    cells = normal.log_prob(error) + 0.5 * math.log(2 * math.pi) * (1 - seen).sum(1)
+    return cells.sum() - W.shape[1] * W.square().sum()
+
+
+def complete(X, center, W, noise):
+    """Mean and covariance of the rows, in expectation given what is observed."""
+    C = W @ W.T + noise.diag()
+    first, second = torch.zeros(len(C), dtype=F64), torch.zeros_like(C)
+    for row in X:
+        seen = ~row.isnan()
+        gain = C[:, seen] @ torch.linalg.inv(C[seen][:, seen])
+        fill = center + gain @ (row - center)[seen]
+        first += fill / len(X)
+        second += (torch.outer(fill, fill) + C - gain @ C[seen]) / len(X)
+    return first, second - torch.outer(first, first)
+
+
+def maximise(function, *start):
+    """Tensors that maximise the function of them, by L-BFGS from the start."""
+    shapes = [part.shape for part in start]
+    sizes = [part.numel() for part in start]
+
+    def loss(x):
+        leaf = torch.from_numpy(x.copy()).requires_grad_()
+        parts = [p.reshape(s) for p, s in zip(leaf.split(sizes), shapes, strict=True)]
+        value = -function(*parts)
+        return value.item(), torch.autograd.grad(value, leaf)[0].numpy()
+
+    x = torch.cat([part.reshape(-1) for part in start]).numpy()
+    options = {"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-7}
+    x = torch.from_numpy(minimize(loss, x, jac=True, method="L-BFGS-B", options=options).x)
+    return [p.reshape(s) for p, s in zip(x.split(sizes), shapes, strict=True)]
+
+
+def model_of(S, n, k):
+    """The penalised factor analysis of n rows with covariance S: loadings and noise."""
+
+    def objective(W, log_noise):
+        C = W @ W.T + log_noise.exp().diag()
+        trace = torch.linalg.solve(C, S).diagonal().sum()
+        return -0.5 * n * (torch.logdet(C) + trace) - k * W.square().sum()
+
+    noise = factor_analysis(S, k, FLOOR)
+    W, log_noise = maximise(objective, best_loadings(S, noise, k), noise.log())
+    return W, log_noise.exp()
+
+
+def test_complete_rows_have_their_own_covariance():
+    X, random = torch.from_numpy(synthetic(80, 5)) + 2.0, np.random.default_rng(0)
+    share = torch.from_numpy(random.dirichlet(np.ones(80)))
+    for k in (1, 3, 9):
+        found = completed_covariance(X, share, k, FLOOR)
+        for got, expected in zip(found, linear.covariance(X, share), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_completed_covariance_is_a_fixed_point():
+    """The model of the covariance completes the rows to that very covariance."""
+    X = with_gaps(synthetic(150, 6, seed=1), 0.3)
+    X[0] = math.nan
+    center, S = completed_covariance(X, shares(150), 2, FLOOR, n_iter=5_000)
+    W, noise = model_of(S, 150, 2)
+    again = complete(X, center, W, noise)
+    torch.testing.assert_close(again[0], center, rtol=0.0, atol=2e-3)
+    torch.testing.assert_close(again[1], S, rtol=0.0, atol=5e-3)
+
+
+def test_completion_climbs_to_the_best_model_of_the_observed_cells():
+    X = with_gaps(synthetic(150, 6, seed=1), 0.3)
+    reached = []
+    for n_iter in (1, 2, 4, 8, 16, 200, 5_000):
+        center, S = completed_covariance(X, shares(150), 2, FLOOR, n_iter)
+        W, noise = model_of(S, 150, 2)
+        reached.append(float(penalised(X, center, W, noise)))
+    assert (np.diff(reached) > -1e-3).all()
+    assert reached[-1] > reached[0] + 0.5
+    best = maximise(
+        lambda c, W, log_noise: penalised(X, c, W, log_noise.exp()), center, W, noise.log()
+    )
+    best[2] = best[2].exp()
+    assert reached[-1] == pytest.approx(float(penalised(X, *best)), abs=1e-2)
+
+
+def test_completion_finds_the_covariance_behind_the_gaps():
+    n, d, k = 600, 12, 3
+    random = np.random.default_rng(0)
+    W = random.normal(size=(d, k))
+    scale = np.sqrt((W**2).sum(1) + 0.3)
+    truth = (W @ W.T + 0.3 * np.eye(d)) / np.outer(scale, scale)
+    X = random.multivariate_normal(np.zeros(d), truth, size=n)
+    holey = with_gaps(X, 0.4)
+    _, S = completed_covariance(holey, shares(n), k, FLOOR)
+    column_means = np.nanmean(holey.numpy(), axis=0)
+    imputed = np.where(holey.isnan(), column_means, holey)
+    error, by_means, whole = (
+        np.linalg.norm(found - truth) for found in (S.numpy(), np.cov(imputed.T), np.cov(X.T))
+    )
+    assert error < 0.25 * by_means
+    assert error < 1.5 * whole  # nearly as if nothing were missing
+
+
+def test_a_column_without_any_cell_is_harmless():
+    X = with_gaps(synthetic(100, 5), 0.3)
+    empty = torch.full((100, 1), math.nan, dtype=F64)
+    center, S = completed_covariance(X, shares(100), 2, FLOOR)
+    wide = completed_covariance(torch.cat([X[:, :2], empty, X[:, 2:]], 1), shares(100), 2, FLOOR)
+    kept = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(wide[0][kept], center, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(wide[1][kept][:, kept], S, rtol=1e-6, atol=1e-6)
+    assert float(wide[0][2]) == 0.0
+    torch.testing.assert_close(wide[1][2], torch.eye(6, dtype=F64)[2])
+
+
+@pytest.mark.parametrize("k", [1, 4, 14])
+def test_awkward_gaps_give_a_finite_covariance(k):
+    awkward = [with_gaps(make(), 0.4) for make in AWKWARD]
+    nothing = torch.full((4, 3), math.nan, dtype=F64)
+    single = nothing.clone()
+    single[0] = 1.0
+    for X in (*awkward, nothing, single):
+        center, S = completed_covariance(X, shares(len(X)), k, FLOOR)
+        assert center.isfinite().all()
+        assert S.isfinite().all()
+        assert torch.equal(S, S.T)
+        assert torch.linalg.eigvalsh(S).min() > -1e-9 * (1 + S.abs().max())
+
+
+def test_weights_are_repetitions():
+    X = with_gaps(synthetic(60, 5), 0.3)
+    times = np.random.default_rng(0).multinomial(60, shares(60).numpy())
+    weighted = completed_covariance(X, torch.from_numpy(times / 60), 2, FLOOR)
+    repeated = completed_covariance(X[np.repeat(np.arange(60), times)], shares(60), 2, FLOOR)
+    for one, other in zip(weighted, repeated, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)

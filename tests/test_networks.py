@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from skvae.linear import rotated
 from skvae.networks import (
     ACTIVATIONS,
+    Completion,
     Dropout,
     Spread,
     WithLinear,
@@ -168,6 +170,70 @@ def test_spread_grows_beyond_reach():
     torch.testing.assert_close(
         growth[4], (4 * torch.log(distance[4]) + 2 * math.log(2)).expand(3), rtol=1e-6, atol=0.0
     )
+
+
+# ---------------------------------------------------------------- completion
+
+
+def completion():
+    """A linear model of 6 columns by 3 independent components, and what completes its rows."""
+    noise = 0.2 + torch.rand(6, generator=generator(1), dtype=F64)
+    model = rotated(randn(6, 3), noise)
+    return model, Completion(model.loadings, noise, randn(6, seed=2))
+
+
+def rows_with_gaps(n=9):
+    """One without gaps, one of nothing but gaps, others with some."""
+    gaps = torch.rand(n, 6, generator=generator(3)) < 0.5
+    gaps[0], gaps[1] = False, True
+    return 2 * randn(n, 6, seed=4).masked_fill(gaps, math.nan)
+
+
+@pytest.mark.parametrize("chunk", [1, 30, 2**20])
+def test_hints_are_the_gaussian_conditional(chunk):
+    model, module = completion()
+    module.CHUNK = chunk
+    rows, W = rows_with_gaps(), model.loadings
+    means, ratios = [], []
+    for row in rows:
+        seen = ~row.isnan()
+        gain = W[seen].T @ torch.linalg.inv(W[seen] @ W[seen].T + model.noise[seen].diag())
+        means.append(gain @ (row - module.center)[seen])
+        variance = 1 - (gain @ W[seen]).diagonal()
+        ratios.append(variance.log() - model.log_var)
+    mean, ratio = module.hints(rows).chunk(2, -1)
+    torch.testing.assert_close(mean, torch.stack(means), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ratio, torch.stack(ratios), rtol=1e-10, atol=1e-12)
+    assert (ratio[1:] > 0).all()  # gaps leave z less certain
+    assert ratio[0].abs().max() < 1e-12
+
+
+def test_completion_fills_gaps_alone():
+    model, module = completion()
+    rows, mean = rows_with_gaps(), randn(9, 3, seed=5)
+    filled, gaps = module(rows, mean), rows.isnan()
+    assert torch.equal(filled[~gaps], rows[~gaps])
+    expected = module.center + mean @ model.loadings.T
+    torch.testing.assert_close(filled[gaps], expected[gaps], rtol=1e-12, atol=1e-12)
+
+
+def test_a_completed_row_says_what_its_observed_cells_do():
+    _, module = completion()
+    rows = rows_with_gaps()
+    mean, _ = module.hints(rows).chunk(2, -1)
+    again, _ = module.hints(module(rows, mean)).chunk(2, -1)
+    torch.testing.assert_close(again, mean, rtol=1e-10, atol=1e-12)
+
+
+def test_completion_copies_what_it_is_given_and_learns_nothing():
+    weight, noise, center = randn(6, 3), torch.ones(6, dtype=F64), randn(6)
+    module = Completion(weight, noise, center)
+    before = module.hints(rows_with_gaps())
+    for part in (weight, noise, center):
+        part.zero_()
+    assert torch.equal(module.hints(rows_with_gaps()), before)
+    assert not list(module.parameters())
+    assert set(module.state_dict()) == {"weight", "noise", "center"}
 
 
 # ---------------------------------------------------------------- gradients in closed form

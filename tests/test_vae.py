@@ -368,7 +368,7 @@ def counting(vae):
 )
 @pytest.mark.parametrize("hints", ["none", "own", "other"])
 def test_backward_with_gaps_is_autograds(change, hints):
-    vae, W, bias, psi = complete_model(k=3)
+    vae, *_ = complete_model(k=3)
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter += 0.1 * randn(*parameter.shape, seed=5)
@@ -487,7 +487,7 @@ def test_laplace_never_goes_downhill():
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "counts"])
 def test_laplace_climbs_to_a_mode_given_gaps(likelihood):
-    vae, _, bias, noise = complete_model()
+    vae, *_ = complete_model()
     targets = rows_with_gaps()
     if likelihood == "counts":
         counting(vae)
