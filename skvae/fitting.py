@@ -372,7 +372,9 @@ class Fit:
             weight = model.decoder.weight  # (n_columns, n_components)
             dead = weight.square().sum(0) == 0
             noise = torch.randn(weight.shape, generator=generator, dtype=F32).to(s.device)
-            weight += torch.where(dead, 0.01 * noise, 0.0)
+            # a column without loadings has nothing to say, as one without any cell
+            silent = weight.square().sum(1, keepdim=True) == 0
+            weight += torch.where(dead & (~silent | silent.all()), 0.01 * noise, 0.0)
         penalised = tuple(
             p for name, p in model.named_parameters() if "network" in name and p.dim() > 1
         )
