@@ -55,6 +55,7 @@ OURS: dict[str, Any] = {
         *("age", "education-num", "capital-gain", "capital-loss", "hours-per-week"),
     ],
     "likelihood": {"fnlwgt": "log_normal"},
+    "noise": "homoscedastic",  # of that one column
     "learning_rate_init": 4e-3,
     "batch_size": 1024,
     "max_iter": 30,

@@ -167,10 +167,10 @@ class Columns:
             return np.where((code < 0) | column.isna().to_numpy(), np.nan, code)
         import polars as pl
 
-        column, codes = _plain(column), np.arange(len(levels), dtype=np.float64)
         if not len(levels):
             return np.full(len(column), np.nan)
-        old = pl.Series(levels.tolist(), dtype=column.dtype, strict=False)
+        old, codes = pl.Series(levels.tolist()), np.arange(len(levels), dtype=np.float64)
+        column = _plain(column).cast(old.dtype, strict=False)
         found = column.replace_strict(old, codes, default=None, return_dtype=pl.Float64)
         return np.array(found.to_numpy(), dtype=np.float64)
 
@@ -254,23 +254,25 @@ class Columns:
         return pl.DataFrame(dict(zip(self.names, columns, strict=True)))
 
     def _column(self, cells: Floats, j: int) -> Any:
-        dtype = self.dtypes[j]
+        return self._series(self._values(cells, j, str(self.dtypes[j])), self.dtypes[j])
+
+    def _values(self, cells: Floats, j: int, kind: str) -> NDArray[Any]:
+        """Cells of T as what a column of this dtype holds."""
         if j in self.levels:
             if not len(self.levels[j]):
-                return self._series([None] * len(cells), dtype)
-            return self._series(self.levels[j][cells.astype(int)], dtype)
-        kind = str(dtype).lower()
+                return np.full(len(cells), None, dtype=object)
+            return self.levels[j][cells.astype(int)]
+        kind = kind.lower().split("[")[0]
         if kind.startswith("bool"):
-            return self._series(cells >= 0.5, dtype)
+            return cells >= 0.5
         if kind.startswith(("int", "uint")):
-            size = kind.split("[")[0]
-            limits = np.iinfo(size)
+            limits = np.iinfo(kind)
             whole = np.rint(cells).clip(limits.min, limits.max)
             inside = whole < limits.max  # the largest int64 is no float64
-            values = np.full(len(cells), limits.max, dtype=size)
-            values[inside] = whole[inside].astype(size)
-            return self._series(values, dtype)
-        return self._series(cells, dtype)
+            values = np.full(len(cells), limits.max, dtype=kind)
+            values[inside] = whole[inside].astype(kind)
+            return values
+        return cells
 
     def _series(self, values: Any, dtype: Any) -> Any:
         if self.library == "pandas":
@@ -288,19 +290,40 @@ class Columns:
         library, gaps = table_library(X), missing(X)
         if library is None:
             out = np.array(X)
-            out[gaps] = self.decode(T)[gaps]
+            for j in np.flatnonzero(gaps.any(axis=0)).tolist():
+                out[gaps[:, j], j] = self._values(T[gaps[:, j], j], j, "float")
             return out
         out = X.copy() if library == "pandas" else X.clone()
         for j in np.flatnonzero(gaps.any(axis=0)).tolist():
-            old, new = column_at(X, j), self._column(T[:, j], j)
+            column, at = column_at(X, j), np.flatnonzero(gaps[:, j])
+            values = self._values(T[at, j], j, str(column.dtype)).tolist()
             if library == "pandas":
-                out.isetitem(j, old.where(~gaps[:, j], new.set_axis(X.index)))
+                out.isetitem(j, _scattered_pandas(column, at, values))
             else:
-                import polars as pl
-
-                filled = new.cast(old.dtype).zip_with(pl.Series(gaps[:, j]), old)
-                out = out.with_columns(filled.alias(old.name))
+                out = out.with_columns(_scattered_polars(column, at, values))
         return out
+
+
+def _scattered_pandas(column: Any, at: NDArray[np.intp], values: list[Any]) -> Any:
+    """A column with these values put in, categories added where it does not declare them."""
+    column = column.copy()
+    if hasattr(column, "cat"):
+        known = set(column.cat.categories)
+        column = column.cat.add_categories([v for v in dict.fromkeys(values) if v not in known])
+    column.iloc[at] = values
+    return column
+
+
+def _scattered_polars(column: Any, at: NDArray[np.intp], values: list[Any]) -> Any:
+    import polars as pl
+
+    if column.dtype == pl.Null:
+        return pl.Series(column.name, values)
+    new = _plain(column).clone().scatter(at.tolist(), values)
+    if isinstance(column.dtype, pl.Enum):
+        levels = [*column.dtype.categories, *values]
+        return new.cast(pl.Enum(list(dict.fromkeys(v for v in levels if v is not None))))
+    return new.cast(column.dtype)
 
 
 def missing(X: Any) -> NDArray[np.bool_]:

@@ -843,10 +843,13 @@ class VAETransformer(
                     tables.append(self._columns.fill(X, filled))
             return tables
         filled, m = T.copy(), self.n_score_samples
-        points = torch.tensor(_normal_points(m, self._n_features_out, self._score_seed))
+        half = _normal_points((m + 1) // 2, self._n_features_out, self._score_seed)
+        points = torch.tensor(np.vstack([half, -half]))  # whose mean is exact
         likelihood = self.module_.likelihood
         with torch.no_grad():
-            for rows, targets in self._batches(T[gaps], torch.float64, self._points_width(m)):
+            for rows, targets in self._batches(
+                T[gaps], torch.float64, self._points_width(len(points))
+            ):
                 z, log_weights, log_share = self.module_.log_weights(targets, points)
                 weights = (log_weights + log_share[:, None]).softmax(0)  # (m, n)
                 raw = self.module_.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
