@@ -510,8 +510,7 @@ def test_draws_given_a_category_follow_the_truth(library):
     vae = model(noise="homoscedastic", batch_size=128, n_score_samples=64, **patient).fit(train)
     gap = log_p - vae.score_samples(test)
     divergence = gap.mean() + 4 * gap.std() / math.sqrt(n)  # KL(truth | model), from above
-    print("DIV", divergence, gap.mean())
-    assert divergence < 0.1
+    assert divergence < 0.1  # of independent columns it is 0.8
     for level, (kind, shift) in enumerate(zip("xyz", SHIFTS, strict=True)):
         drawn = vae.sample(n, given={"kind": kind}, random_state=0)
         assert set(drawn["kind"]) == {kind}
