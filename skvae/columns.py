@@ -296,7 +296,10 @@ class Columns:
         out = X.copy() if library == "pandas" else X.clone()
         for j in np.flatnonzero(gaps.any(axis=0)).tolist():
             column, at = column_at(X, j), np.flatnonzero(gaps[:, j])
-            values = self._values(T[at, j], j, str(column.dtype)).tolist()
+            kind = str(column.dtype).lower()
+            if kind in ("object", "null") and self.dtypes:  # it says nothing: as at fit
+                kind = str(self.dtypes[j])
+            values = self._values(T[at, j], j, kind).tolist()
             if library == "pandas":
                 out.isetitem(j, _scattered_pandas(column, at, values))
             else:
@@ -306,10 +309,15 @@ class Columns:
 
 def _scattered_pandas(column: Any, at: NDArray[np.intp], values: list[Any]) -> Any:
     """A column with these values put in, categories added where it does not declare them."""
-    column = column.copy()
+    dtype, column = column.dtype, column.copy()
+    if hasattr(column, "sparse"):  # takes no single cells
+        return _scattered_pandas(column.sparse.to_dense(), at, values).astype(dtype)
+    if isinstance(values[0], str) and dtype.kind in "biuf":  # text of which nothing is there
+        column = column.astype(object)
     if hasattr(column, "cat"):
         known = set(column.cat.categories)
-        column = column.cat.add_categories([v for v in dict.fromkeys(values) if v not in known])
+        extra = [v for v in dict.fromkeys(values) if v is not None and v not in known]
+        column = column.cat.add_categories(extra)
     column.iloc[at] = values
     return column
 
@@ -317,7 +325,7 @@ def _scattered_pandas(column: Any, at: NDArray[np.intp], values: list[Any]) -> A
 def _scattered_polars(column: Any, at: NDArray[np.intp], values: list[Any]) -> Any:
     import polars as pl
 
-    if column.dtype == pl.Null:
+    if column.dtype == pl.Null or (isinstance(values[0], str) and column.dtype.is_numeric()):
         return pl.Series(column.name, values)
     new = _plain(column).clone().scatter(at.tolist(), values)
     if isinstance(column.dtype, pl.Enum):

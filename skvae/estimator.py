@@ -783,7 +783,7 @@ class VAETransformer(
     ) -> tuple[Tensor, columns.Floats]:
         """Draws of z given the observed cells, (n_rows, n_draws, k), and effective sample sizes."""
         k = self._n_features_out
-        m = max(self.n_score_samples, min(4 * n_draws, MOST_POINTS))
+        m = max(self.n_score_samples, min(max(4 * n_draws, 256), MOST_POINTS))
         points = torch.tensor(_normal_points(m, k, random.randint(2**31 - 1)))
         z = torch.empty(len(T), n_draws, k, dtype=torch.float64)
         size = np.empty(len(T))

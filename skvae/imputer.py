@@ -131,14 +131,16 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         Returns
         -------
         X : ndarray or DataFrame
-            Observed cells are X's own; indicators follow where ``add_indicator`` says so.
+            An array where `fit` was given one. Observed cells are X's own; indicators follow
+            where ``add_indicator`` says so.
         """
         check_is_fitted(self)
+        if self.estimator_._columns.library is None:
+            X = self.estimator_._validated(X, reset=False)
         filled = self.estimator_.impute(X)
         if not len(self.indicated_):
             return filled
         library = table_library(filled)
-        X = X if library else self.estimator_._validated(X, reset=False)
         flags = missing(X)[:, self.indicated_]
         if library is None:
             return np.hstack([filled, flags.astype(filled.dtype)])

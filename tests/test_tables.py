@@ -253,6 +253,20 @@ def test_a_column_of_nulls_in_a_table(library):
 
 
 @LIBRARIES
+def test_a_column_of_categories_without_any_stays_missing(library):
+    frames = pytest.importorskip(library)
+    frame = frames.DataFrame({"a": [0.5, None, 1.5, 3.0] * 5, "b": [None] * 20})
+    if library == "pandas":
+        frame = frame.astype({"b": "category"})
+    else:
+        frame = frame.cast({"b": pytest.importorskip("polars").Categorical})
+    vae = model(1, max_iter=0).fit(frame)
+    for filled in (vae.impute(frame), vae.impute(frame, 2)[1], vae.sample(20, given={"a": 1.0})):
+        same_kind(filled, frame)
+        np.testing.assert_array_equal(missing(filled).mean(0), [0, 1])
+
+
+@LIBRARIES
 def test_infinities_are_refused_by_name(library):
     frames = pytest.importorskip(library)
     frame = frames.DataFrame({"a": [0.5, None, 1.5], "b": [1.0, 2.0, -np.inf]})
@@ -446,6 +460,34 @@ def test_tables_of_another_library(at_fit, later):
     assert type(filled) is type(new)
     np.testing.assert_array_equal(np.asarray(filled), expected)
     assert type(vae.impute(new, 2, random_state=0)[1]) is type(new)
+
+
+@LIBRARIES
+def test_columns_whose_own_type_says_little(library):
+    # flags with gaps are objects in pandas, and columns of gaps alone are floats or nulls
+    frames = pytest.importorskip(library)
+    values = {"x": [0.5, 1.0, 2.0] * 7, "flag": [True, False, True] * 7, "text": list("aba") * 7}
+    frame = frames.DataFrame(values)
+    vae = model(1, max_iter=0).fit(frame)
+    new = replaced(frame, "flag", [None, *[True] * 20])
+    for filled in (vae.impute(new), *vae.impute(new, 2, random_state=0)):
+        assert all(isinstance(flag, bool) for flag in filled["flag"].to_list())
+    filled = vae.impute(replaced(frame, "flag", [None] * 21))
+    assert all(isinstance(flag, bool) for flag in filled["flag"].to_list())
+    filled = vae.impute(replaced(frame, "text", [None] * 21))
+    assert set(filled["text"].to_list()) <= {"a", "b"}
+    numbers = frame["x"] * math.nan if library == "pandas" else frame["x"].clear(21).cast(int)
+    filled = vae.impute(replaced(frame, "text", numbers))
+    assert set(filled["text"].to_list()) <= {"a", "b"}
+
+
+def test_sparse_columns():
+    pd = pytest.importorskip("pandas")
+    cells = pd.arrays.SparseArray([0.5, np.nan, 1.5, np.nan, 0.25])
+    frame = pd.DataFrame({"a": cells, "b": [1.0, 2.0, 3.0, 4.0, 0.0]})
+    filled = model(1, max_iter=0).fit(frame).impute(frame)
+    agree(filled, frame)
+    assert not missing(filled).any()
 
 
 def test_given_cells_of_a_table(fitted):
