@@ -221,7 +221,9 @@ class Columns:
             if j in self.levels:
                 levels = self.levels[j].tolist()
                 if value not in levels:
-                    shown = ", ".join(map(repr, levels[:10])) + (", ..." * (len(levels) > 10))
+                    # numpy's own strings and numbers as Python's: not np.str_('a')
+                    plain = [v.item() if isinstance(v, np.generic) else v for v in levels[:10]]
+                    shown = ", ".join(map(repr, plain)) + (", ..." * (len(levels) > 10))
                     raise ValueError(
                         f"given says {value!r} for column {name!r}, whose categories are {shown}."
                     )

@@ -509,7 +509,7 @@ class VAETransformer(
             raise
 
     def _column_names(self) -> list[str]:
-        return [repr(n) for n in getattr(self, "feature_names_in_", range(self.n_features_in_))]
+        return [repr(name) for name in self._columns.names]
 
     def _encode(self, X: Any) -> columns.Floats:
         """X -> T, refused where it leaves its families' support."""
@@ -868,8 +868,9 @@ class VAETransformer(
 
         ``log 1/m sum_i p(x, z_i) / r(z_i | x)``, with r a Gaussian around the most probable z
         (Gauss-Newton from the encoder's mean) and z_i the images of m = ``n_score_samples``
-        scrambled Sobol points, the same for all rows and calls. Comparable with
-        `PCA.score_samples`, `FactorAnalysis` and `KernelDensity` on the same data.
+        scrambled Sobol points (with one component, of evenly spaced ones), the same for all rows
+        and calls. Comparable with `PCA.score_samples`, `FactorAnalysis` and `KernelDensity` on the
+        same data.
 
         The points' shares sum to one, so the value is exact where the model is linear; elsewhere
         its expectation over scramblings is a lower bound of log p(x), up to a term of order 1/m
@@ -992,12 +993,20 @@ def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
 
 
 def _normal_points(n_points: int, n_components: int, seed: int) -> columns.Floats:
-    """Scrambled Sobol points carried to a standard normal: (n_points, n_components)."""
-    exponent = max(0, (n_points - 1).bit_length())
-    sobol = qmc.Sobol(n_components, scramble=True, seed=np.random.default_rng(seed))
-    # Sobol' numbers may be 0 to the last bit, whose normal image is infinite
-    uniform = sobol.random_base2(exponent)[:n_points].clip(2.0**-33, 1 - 2.0**-33)
-    points: columns.Floats = norm.ppf(uniform)
+    """Points that fill a standard normal evenly: (n_points, n_components).
+
+    Scrambled Sobol points. On a line, equal steps with a common random shift: the trapezoidal rule,
+    which resolves a posterior of several modes where points random within their strata do not.
+    """
+    random = np.random.default_rng(seed)
+    if n_components == 1:
+        uniform = (np.arange(n_points)[:, None] + random.uniform()) / n_points
+    else:
+        exponent = max(0, (n_points - 1).bit_length())
+        sobol = qmc.Sobol(n_components, scramble=True, seed=random)
+        uniform = sobol.random_base2(exponent)[:n_points]
+    # either may be 0 to the last bit, whose normal image is infinite
+    points: columns.Floats = norm.ppf(uniform.clip(2.0**-33, 1 - 2.0**-33))
     return points
 
 

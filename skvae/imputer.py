@@ -165,7 +165,11 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         names : ndarray of str
         """
         check_is_fitted(self)
-        names = _check_feature_names_in(self, input_features)
+        table = self.estimator_._columns
+        if input_features is None and table.library is not None:
+            names = np.array(table.names, dtype=object)
+        else:
+            names = _check_feature_names_in(self, input_features)
         flags = [f"missingindicator_{names[j]}" for j in self.indicated_]
         return np.concatenate([names, np.array(flags, dtype=object)])
 

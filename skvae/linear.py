@@ -21,6 +21,7 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
+DUST = 1e-14  # loadings this much smaller than the largest are zero
 DENSE = 256  # columns up to which all eigenvectors are found at once
 
 
@@ -170,6 +171,8 @@ def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
     """The same model with its components rotated, falling by information, signs fixed."""
     _, R = torch.linalg.eigh((loadings / noise[:, None]).T @ loadings)
     W = loadings @ R.flip(1)
+    # rounding's dust: a column that goes with no other has loadings of exactly zero
+    W = W.masked_fill(W.abs() <= DUST * W.abs().max(), 0.0)
     largest = W.gather(0, W.abs().argmax(0, keepdim=True))
     return LinearModel(W * torch.where(largest < 0, -1.0, 1.0), noise)
 

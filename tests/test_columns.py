@@ -382,7 +382,7 @@ def test_tables_of_other_makes_are_arrays():
     pa = pytest.importorskip("pyarrow")
     arrow = pa.table({"a": [1.0, 2.0, 4.0], "b": [3.0, 4.0, 9.0]})
     check_no_dates(arrow)
-    assert VAETransformer(1, max_iter=1).fit(arrow).sample(2).shape == (2, 2)
+    assert VAETransformer(1, max_iter=0).fit(arrow).sample(2).shape == (2, 2)
 
 
 def test_given_cells():

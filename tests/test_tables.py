@@ -195,10 +195,12 @@ def test_a_table_of_givens():
 
 def test_the_absurd_is_reported():
     random = np.random.default_rng(0)
-    X = random.normal(size=(200, 1)) + 0.1 * random.normal(size=(200, 2))
-    vae = linear_model(1, likelihood="student_t", noise="auto").fit(X)
+    X = random.normal(size=(200, 3)) @ random.normal(size=(3, 4)) + 0.1 * random.normal(
+        size=(200, 4)
+    )
+    vae = linear_model(3, likelihood="student_t", noise="auto").fit(X)
     with pytest.warns(UserWarning, match=r"Row 1 .* so improbable that only (\d+\.\d) points") as w:
-        vae.sample(5, given=[[0.5, np.nan], [30.0, -30.0]], random_state=0)
+        vae.sample(5, given=[[0.5, *[np.nan] * 3], [30.0, -30.0, 30.0, 30.0]], random_state=0)
     one, two = vae.effective_sample_size_
     assert two < 10 <= one
     assert f"only {two:.1f} points" in str(w[0].message)
