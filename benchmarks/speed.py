@@ -46,7 +46,7 @@ from skvae import VAETransformer
 BATCH_SIZE = 128
 LEARNING_RATE = 1e-3
 # Ours starts at factor analysis; steps twice the peers' size are safe there.
-OURS = {"noise": "homoscedastic", "precision_power": 1.0, "learning_rate_init": 2e-3}
+OURS = {"noise": "homoscedastic", "precision_power": 1.0, "learning_rate_init": 1e-2}
 NOISE_FLOOR = 0.01
 N_POINTS = 256  # a power of two
 LADDER = (*range(9), 10, 13, 17, 22, 28, 36, 47, 61, 79, 103, 134, 174, 226, 294, 382)  # max_iter

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import wilcoxon
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
@@ -33,7 +34,8 @@ POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this m
 POWER_LIMIT = 0.5  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
-REFIT_ROWS = 5_000  # up to here, the held-out rows are worth a second training with them
+FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
+PROOF = 0.001  # level of the test that held-out rows gain where the encoder is trained
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
 SPREAD_EPOCHS = 60
@@ -113,6 +115,7 @@ class Fit:
         self.scores: list[float] = []
         self.best_score: float | None = None
         self.interrupted = self.improving = False
+        self.linear_encoder = False
         self.power = 0.0
         self.unit = self.held_out_unit = 0.0
         self.excess: Tensor | None = None
@@ -187,6 +190,7 @@ class Fit:
                 raise FloatingPointError(f"the loss of this pass was {loss}")
             self.optimizer_state = trainer.state()
             self._keep(model)
+            self.linear_encoder = False
         self.losses.append(loss)
         if self.separate_spread:
             self._fit_spread(targets, share, rows, rows[:0], generator, True, 1, 1)
@@ -225,6 +229,7 @@ class Fit:
             encoder_weight, weight = (layer.weight.detach().to(F64) for layer in layers)
             encoder_bias = torch.zeros_like(encoder_bias)
         completion = Completion(model.loadings, model.noise, center)
+        self.linear_encoder = s.init == "linear"
         self.mean = VAE(
             WithLinear(encoder_weight, encoder_bias, *encode, reach=ENCODER_REACH),
             WithLinear(weight, bias, *decode, reach=DECODER_REACH),
@@ -360,10 +365,14 @@ class Fit:
 
     # ---------------------------------------------------------------- the mean
 
-    def _prepare_mean(self, generator: torch.Generator) -> tuple[VAE, Trainer]:
-        """A float32 copy of the model to train, and its trainer."""
+    def _prepare_mean(
+        self, generator: torch.Generator, encoder_too: bool = True
+    ) -> tuple[VAE, Trainer]:
+        """A float32 copy of the model to train, all of it or all but the encoder; its trainer."""
         s = self.settings
         model = copy.deepcopy(self.mean).to(s.device, F32)
+        if not encoder_too:
+            model.encoder.requires_grad_(False)
         for module in model.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
@@ -376,7 +385,9 @@ class Fit:
             silent = weight.square().sum(1, keepdim=True) == 0
             weight += torch.where(dead & (~silent | silent.all()), 0.01 * noise, 0.0)
         penalised = tuple(
-            p for name, p in model.named_parameters() if "network" in name and p.dim() > 1
+            p
+            for name, p in model.named_parameters()
+            if "network" in name and p.dim() > 1 and p.requires_grad
         )
         return model, Trainer(model, s.learning_rate_init, s.max_grad_norm, s.alpha, penalised)
 
@@ -426,26 +437,75 @@ class Fit:
     ) -> None:
         """Train the mean, for as long as the held-out rows' ELBO rises.
 
-        Where rows are few, each counts: the model is then trained anew on all of them, for as many
-        epochs and at the same learning rates as led to the best weights.
+        Where rows are few, two things more. The encoder has to earn its network: unless held-out
+        rows prove that training raises their ELBO, the encoder stays the linear start's, and the
+        decoder alone is trained. And each row counts: the model is then trained anew on all of
+        them, for as many epochs and at the same learning rates as led to the best weights.
         """
         s = self.settings
-        model, trainer = self._prepare_mean(generator)
-        evaluate = None
+        few = s.early_stopping and len(targets) <= FEW_ROWS
+        on_trial = few and self.linear_encoder and s.encoder is None
+        # the same noise for each evaluation: (n_draws, n, n_components)
+        n_draws = min(16, max(1, 1024 // max(len(held_out), 1)))
+        noise = torch.randn(n_draws, len(held_out), s.n_components, generator=generator, dtype=F32)
+        data = targets, share, train, held_out, noise, generator
+        encoder_too = True
+        model, history, gains = self._train(*data, encoder_too, on_epoch)
+        if on_trial and history.best_iter > 0 and not (history.interrupted or _proven(gains)):
+            encoder_too = False
+            model, history, _ = self._train(*data, encoder_too)
+        self.losses = history.losses
+        self.interrupted = history.interrupted
+        late = history.n_iter - history.best_iter < s.n_iter_no_change
+        # a score that has only fallen since the start is no reason to go on
+        rose = history.best_iter > 0
+        self.improving = history.n_iter == s.max_iter and not history.converged and late and rose
+        if s.early_stopping:
+            self.scores, self.best_score = history.scores, history.best_score
+            if history.best_iter == 0:
+                return  # the exact start stays
+        if few and not history.interrupted:
+            again, trainer = self._prepare_mean(generator, encoder_too)
+            everything = torch.arange(len(targets))
+            rows = self._mean_rows(again, targets, share, everything, generator)
+            try:
+                if trainer.replay(rows, history.path):
+                    model = again
+            except KeyboardInterrupt:
+                self.interrupted = True
+        self._keep(model)
+        self.linear_encoder &= not encoder_too
+
+    def _train(
+        self,
+        targets: Tensor,
+        share: Tensor,
+        train: Tensor,
+        held_out: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
+        encoder_too: bool,
+        on_epoch: OnEpoch | None = None,
+    ) -> tuple[VAE, History, Tensor]:
+        """One training of the mean: its model, what happened, and each held-out row's gain."""
+        s = self.settings
+        model, trainer = self._prepare_mean(generator, encoder_too)
+        evaluate, gains = None, torch.zeros(0)
         if s.early_stopping:
             others = targets[held_out].to(s.device, F32)
             weights = (share[held_out] / share[held_out].sum()).to(s.device, F32)
-            n_draws = min(16, max(1, 1024 // len(others)))
-            noise = torch.randn(
-                n_draws, len(others), s.n_components, generator=generator, dtype=F32
-            )
             hints = self._hints(model, others)
-            evaluate = functools.partial(
+            judge = functools.partial(
                 self._judge, model, others, weights, noise.to(s.device), hints
             )
+            gains = -judge()
+
+            def evaluate() -> float:
+                return float(weights @ judge())
 
         def after(history: History) -> bool:
-            score = history.scores[-1] if evaluate is not None else None
+            score = history.scores[-1] if s.early_stopping else None
+            assert on_epoch is not None
             return on_epoch(history.n_iter, history.losses[-1], score, model)
 
         history = trainer.fit(
@@ -454,28 +514,9 @@ class Fit:
             max_iter=s.max_iter,
             tol=s.tol,
             n_iter_no_change=s.n_iter_no_change,
-            on_epoch=after,
+            on_epoch=None if on_epoch is None else after,
         )
-        self.losses = history.losses
-        self.interrupted = history.interrupted
-        late = history.n_iter - history.best_iter < s.n_iter_no_change
-        # a score that has only fallen since the start is no reason to go on
-        rose = history.best_iter > 0
-        self.improving = history.n_iter == s.max_iter and not history.converged and late and rose
-        if evaluate is not None:
-            self.scores, self.best_score = history.scores, history.best_score
-            if history.best_iter == 0:
-                return  # the exact start stays
-            if len(targets) <= REFIT_ROWS and not history.interrupted:
-                again, trainer = self._prepare_mean(generator)
-                everything = torch.arange(len(targets))
-                rows = self._mean_rows(again, targets, share, everything, generator)
-                try:
-                    if trainer.replay(rows, history.path):
-                        model = again
-                except KeyboardInterrupt:
-                    self.interrupted = True
-        self._keep(model)
+        return model, history, gains + judge() if s.early_stopping else gains
 
     def _keep(self, model: VAE) -> None:
         """Take over trained weights, in float64 on the CPU."""
@@ -489,8 +530,8 @@ class Fit:
 
     def _judge(
         self, model: VAE, targets: Tensor, share: Tensor, noise: Tensor, hints: Tensor | None
-    ) -> float:
-        """Held-out ELBO under fixed noise (n_draws, n, n_components); shares sum to one.
+    ) -> Tensor:
+        """ELBO of held-out rows (n,) under fixed noise (n_draws, n, k); shares sum to one.
 
         Where one spread is common to all normal columns, the held-out rows get the one that suits
         them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
@@ -501,25 +542,25 @@ class Fit:
         likelihood = model.likelihood
         with torch.no_grad():
             mean, log_var = model.posterior(targets, hints)
-            kl = s.beta * (share @ model.prior.kl(mean, log_var).sum(-1))
+            kl = s.beta * model.prior.kl(mean, log_var).sum(-1)
             z = mean + (0.5 * log_var).exp() * noise
             raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
             normal = gaussian_part(likelihood)
             if normal is None or s.noise not in ("auto", "isotropic"):
-                return float(share @ likelihood.log_prob(raw, targets).sum(-1).mean(0) - kl)
+                return likelihood.log_prob(raw, targets).sum(-1).mean(0) - kl
             part, columns = normal
             nats = torch.zeros_like(kl)
             if isinstance(likelihood, Mixed):
                 cells = likelihood.log_prob(raw, targets).mean(0)
                 cells[:, columns] = 0.0
-                nats = share @ cells.sum(-1)
+                nats = cells.sum(-1)
             cells, observed = split_gaps(targets[:, columns])
             seen = torch.ones_like(cells) if observed is None else observed
             error = (cells - raw[..., -part.n_columns :]).square() * (-part.base).exp() * seen
-            n_cells = share @ seen.sum(-1)  # in a row, on average
-            best = (share @ error.sum(-1).mean(0) / n_cells.clamp_min(1e-12)).clamp_min(1e-12)
-            nats -= 0.5 * (n_cells * (LOG_2PI + 1 + best.log()) + share @ seen @ part.base)
-            return float(nats - kl)
+            error, n_cells = error.sum(-1).mean(0), seen.sum(-1)  # of each row
+            best = ((share @ error) / (share @ n_cells).clamp_min(1e-12)).clamp_min(1e-12)
+            constant = n_cells * (LOG_2PI + best.log()) + seen @ part.base
+            return nats - 0.5 * (constant + error / best) - kl
 
     # ---------------------------------------------------------------- the spread
 
@@ -618,6 +659,12 @@ class Fit:
         if self.settings.batch_size != "auto":
             return int(self.settings.batch_size)
         return 128 if n_rows < 5_000 else 256
+
+
+def _proven(gains: Tensor) -> bool:
+    """Whether rows gain, by Wilcoxon's signed-rank test: a few wild rows decide nothing."""
+    moved = gains[gains != 0].double().cpu().numpy()
+    return bool(len(moved) and wilcoxon(moved, alternative="greater").pvalue < PROOF)
 
 
 @functools.cache

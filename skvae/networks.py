@@ -108,9 +108,16 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def linear_layer(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+class Linear(nn.Linear):
+    """``nn.Linear`` whose weights are not set: its own come from torch's global generator."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+def linear_layer(n_in: int, n_out: int, generator: torch.Generator) -> Linear:
     """``nn.Linear`` with torch's own initial distribution, drawn from ``generator``."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
+    layer = Linear(n_in, n_out, dtype=torch.float32)
     limit = 1 / math.sqrt(max(n_in, 1))
     with torch.no_grad():
         layer.weight.uniform_(-limit, limit, generator=generator)

@@ -1,7 +1,11 @@
-"""The loop: batches, clipping, early stopping, best weights.
+"""The loop: batches, schedule-free Adam, clipping, early stopping, best weights.
 
 Nothing in this file knows what a variational autoencoder is: it trains any module through a
 function that gives a loss and its gradient.
+
+References
+----------
+Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled", NeurIPS 2024.
 """
 
 import itertools
@@ -14,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 MAX_RECOVERIES = 5  # times that one fit may go back to its best weights after a non-finite loss
-DECAY = 5.0  # the learning rate is divided by this, where progress ends or the loss does
+DECAY = 5.0  # the learning rate is divided by this where the loss does not stay finite
+WARM_UP = 50  # steps over which the learning rate rises
+SQUARES = 0.99  # decay of Adam's mean of squared gradients
+NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of all so far
+LATENESS = 2  # step t counts in that average like t to this power
+TINY = 1e-8  # what Adam adds to the root of that mean
+PART = 2**16  # parameters at a time that a step works on: they stay in the cache
 
 
 @dataclass
@@ -61,7 +71,11 @@ class Rows:
 
 
 class Trainer:
-    """Adam over the parameters of ``module``, kept in one flat tensor.
+    """Schedule-free Adam over the parameters of ``module``, kept in one flat tensor.
+
+    Steps are Adam's without momentum; what counts is their running average, and gradients are
+    taken between the two. The learning rate need not fall, and it need not be known when training
+    will end: the average is at any time about as good as a rate that had fallen to zero by then.
 
     Parameters
     ----------
@@ -74,6 +88,11 @@ class Trainer:
     alpha : float
         Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``.
     penalised : tuple of parameters
+
+    Attributes
+    ----------
+    flat : Tensor
+        The parameters: the average after an epoch, and within one the point between.
     """
 
     def __init__(
@@ -100,21 +119,45 @@ class Trainer:
         self.reset(learning_rate)
 
     def reset(self, learning_rate: float) -> None:
-        """Start Adam afresh."""
+        """Start the optimiser afresh, from the present weights."""
         self.learning_rate = learning_rate
-        self.optimizer = torch.optim.Adam([self.flat], lr=learning_rate, fused=True)
+        self.average, self.iterate = self.flat.clone(), self.flat.clone()
+        self.squares = torch.zeros_like(self.flat)
+        self.n_steps, self.total = 0, 0.0
+        size = PART if self.flat.device.type == "cpu" else len(self.flat)
+        buffer = torch.empty_like(self.flat[:size])
+        tensors = self.flat, self.grad, self.average, self.iterate, self.squares
+        split = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+        self._parts = [(*part, buffer[: len(part[0])]) for part in split]
 
     def state(self) -> dict[str, Any]:
-        """Adam's moments, on the CPU, to go on with in another trainer of the same module."""
-        moments = self.optimizer.state[self.flat]
-        return {name: value.cpu() for name, value in moments.items()}
+        """What another trainer of the same module needs to go on, on the CPU."""
+        steps = {"n_steps": self.n_steps, "total": self.total}
+        return {"iterate": self.iterate.cpu(), "squares": self.squares.cpu(), **steps}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from another trainer's `state`, at the present learning rate."""
-        self.optimizer.state[self.flat] = {
-            name: value.to(self.flat.device) if value.dim() else value
-            for name, value in state.items()
-        }
+        self.iterate.copy_(state["iterate"])
+        self.squares.copy_(state["squares"])
+        self.n_steps, self.total = state["n_steps"], state["total"]
+
+    def _step(self) -> None:
+        """Move the iterate along the gradient, the average towards it, and go between them.
+
+        ``iterate -= rate * gradient / (root(squares / correction) + TINY)``, Adam's step without
+        momentum.
+        """
+        self.n_steps += 1
+        rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
+        weight = self.n_steps**LATENESS * rate**2
+        self.total += weight
+        correction = math.sqrt(1 - SQUARES**self.n_steps)
+        for flat, grad, average, iterate, squares, root in self._parts:
+            squares.mul_(SQUARES).addcmul_(grad, grad, value=1 - SQUARES)
+            torch.sqrt(squares, out=root).add_(TINY * correction)
+            iterate.addcdiv_(grad, root, value=-rate * correction)
+            average.lerp_(iterate, weight / self.total)
+            torch.lerp(iterate, average, NEARNESS, out=flat)
 
     def _snapshot(self) -> list[Tensor]:
         """The weights, and what else the module keeps: running statistics, say."""
@@ -132,6 +175,7 @@ class Trainer:
         n_batches = math.ceil(rows.n_rows / rows.batch_size)
         cuts = [rows.n_rows * i // n_batches for i in range(n_batches + 1)]
         self.module.train()
+        torch.lerp(self.iterate, self.average, NEARNESS, out=self.flat)
         totals = []
         for start, stop in itertools.pairwise(cuts):
             self.grad.zero_()
@@ -140,8 +184,9 @@ class Trainer:
                 self.grad.addcmul_(self.decay, self.flat)
             if self.max_grad_norm < math.inf:
                 self.grad.mul_((self.max_grad_norm / self.grad.norm()).clamp_max(1.0))
-            self.optimizer.step()
+            self._step()
             totals.append(loss.detach() * (stop - start))
+        self.flat.copy_(self.average)
         self.module.eval()
         return float(torch.stack(totals).sum(dtype=torch.float64)) / rows.n_rows
 
@@ -165,7 +210,6 @@ class Trainer:
         max_iter: int,
         tol: float,
         n_iter_no_change: int,
-        n_decays: int = 1,
         on_epoch: Callable[[History], bool] | None = None,
     ) -> History:
         """Train until the score stops rising; leave the best weights in the module.
@@ -181,9 +225,7 @@ class Trainer:
         tol : float
             Smallest rise that counts.
         n_iter_no_change : int
-            Epochs without a rise after which training goes back to the best weights with a
-            smaller learning rate; after ``n_decays`` times it stops.
-        n_decays : int
+            Epochs without a rise after which training stops.
         on_epoch : callable or None
             Called with the history after each epoch; True stops the training.
 
@@ -198,12 +240,7 @@ class Trainer:
         if evaluate is not None:
             history.best_score = evaluate()
         reference = history.best_score
-        waited = decays = recoveries = 0
-
-        def go_back() -> None:
-            self._restore(best)
-            path[:] = history.path
-
+        waited = recoveries = 0
         try:
             while history.n_iter < max_iter:
                 loss = self.epoch(rows, history.n_iter)
@@ -219,7 +256,8 @@ class Trainer:
                             f"the loss was not finite {recoveries} times, the last time in epoch "
                             f"{history.n_iter} at a learning rate of {self.learning_rate:.1e}"
                         )
-                    go_back()
+                    self._restore(best)
+                    path[:] = history.path
                     self.reset(self.learning_rate / DECAY)
                 else:
                     if score > history.best_score:
@@ -232,13 +270,8 @@ class Trainer:
                 if on_epoch is not None and on_epoch(history):
                     break
                 if waited >= n_iter_no_change:
-                    if decays == n_decays:
-                        history.converged = True
-                        break
-                    decays, waited = decays + 1, 0
-                    if evaluate is not None:
-                        go_back()
-                    self.reset(self.learning_rate / DECAY)
+                    history.converged = True
+                    break
         except KeyboardInterrupt:
             history.interrupted = True
         if evaluate is not None or history.interrupted:

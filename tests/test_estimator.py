@@ -900,7 +900,7 @@ def test_partial_fit_takes_the_present_learning_rate():
 
 def test_a_score_that_only_fell_asks_for_no_more_epochs(monkeypatch):
     monkeypatch.setattr(skvae.fitting.Fit, "_judge", lambda self, *args: next(falling))
-    falling = iter(np.arange(0.0, -1000.0, -1.0))
+    falling = (torch.full((15,), float(-i)) for i in range(1000))
     quick(max_iter=3).fit(X)  # a warning would be an error
 
 

@@ -7,7 +7,9 @@ from scipy.stats import norm
 from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 
+import skvae.fitting
 from skvae import VAETransformer
+from skvae.fitting import _proven
 from skvae.linear import factor_analysis, weighted_pca
 
 DATA = {"iris": (load_iris, 2), "wine": (load_wine, 2), "diabetes": (load_diabetes, 5)}
@@ -274,6 +276,63 @@ def test_training_raises_the_held_out_score_where_there_is_curvature(noise):
     before = vae.score(others)
     vae.set_params(max_iter=25, learning_rate_init=0.01).fit(X)
     assert vae.score(others) > before + 0.3
+
+
+# ---------------------------------------------------------------- the encoder's network on trial
+
+
+def test_what_proves_that_rows_gain():
+    gains = torch.linspace(0.1, 1.0, 11)
+    assert _proven(gains)
+    assert not _proven(gains[:9])  # 2 ** -9 is no proof
+    assert not _proven(-gains)
+    assert not _proven(torch.zeros(11))
+    gains[3] = -1e6  # one wild row
+    assert not _proven(gains)
+    assert _proven(torch.cat([gains, gains.abs().clamp_max(1.0), gains.abs().clamp_max(2.0)]))
+
+
+@UNFINISHED
+def test_the_encoder_stays_linear_where_nothing_proves_otherwise():
+    random = np.random.default_rng(0)
+    X = random.normal(size=(150, 2)) @ random.normal(size=(2, 5)) + random.normal(size=(150, 5))
+    options = {"max_iter": 30, "learning_rate_init": 0.02, "noise": "isotropic"}
+    linear = small(**options | {"max_iter": 0}).fit(X)
+    vae = small(**options).fit(X)
+    assert linear.linear_encoder_ and vae.linear_encoder_
+    np.testing.assert_array_equal(vae.transform(X), linear.transform(X))
+    # it is the encoder alone that stays
+    assert len(vae.loss_curve_) == len(vae.validation_scores_) == vae.n_iter_
+    if vae.best_validation_score_ in vae.validation_scores_:
+        assert not np.array_equal(vae.score_samples(X), linear.score_samples(X))
+
+
+@UNFINISHED
+@pytest.mark.parametrize("noise", ["auto", "homoscedastic"])
+def test_the_encoder_leaves_the_start_where_it_pays(noise):
+    X = bent(400, 0)
+    options = {"precision_power": 0, "hidden_layer_sizes": (16,), "noise": noise}
+    vae = small(1, max_iter=25, learning_rate_init=0.01, **options).fit(X)
+    assert not vae.linear_encoder_
+    linear = small(1, max_iter=0, **options).fit(X)
+    assert np.abs(vae.transform(X) - linear.transform(X)).max() > 0.05
+
+
+@UNFINISHED
+def test_where_the_encoder_is_not_on_trial(monkeypatch):
+    X, options = correlated(100), {"learning_rate_init": 0.02, "noise": "isotropic"}
+    monkeypatch.setattr(skvae.fitting, "_proven", lambda gains: False)
+    assert small(**options).fit(X).linear_encoder_
+    assert not small(init="random", **options).fit(X).linear_encoder_
+    assert not small(early_stopping=False, **options).fit(X).linear_encoder_
+    assert not small(**options).partial_fit(X).linear_encoder_
+    own = small(encoder=lambda n_in, n_out: torch.nn.Linear(n_in, n_out), **options)
+    assert not own.fit(X).linear_encoder_
+    monkeypatch.setattr(skvae.fitting, "FEW_ROWS", 99)
+    vae = small(warm_start=True, **options).fit(X)
+    assert not vae.linear_encoder_
+    monkeypatch.setattr(skvae.fitting, "FEW_ROWS", 5_000)
+    assert not vae.fit(X).linear_encoder_  # nor where it has left the start before
 
 
 @pytest.mark.parametrize("noise", ["auto", "homoscedastic"])

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from skvae.training import DECAY, MAX_RECOVERIES, Rows, Trainer
+from skvae.training import (
+    DECAY,
+    LATENESS,
+    MAX_RECOVERIES,
+    NEARNESS,
+    SQUARES,
+    WARM_UP,
+    Rows,
+    Trainer,
+)
 
 TARGETS = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 WEIGHTS = torch.rand(40, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -183,14 +192,53 @@ def test_training_mode_within_an_epoch_alone():
     assert not trainer.module.training
 
 
+# ---------------------------------------------------------------- the optimiser
+
+
+@pytest.mark.parametrize("max_grad_norm", [math.inf, 2.0])
+def test_schedule_free_adam_as_published(max_grad_norm):
+    """Algorithm 1 of Defazio et al. (2024), with Adam's scaling, written out."""
+    trainer = Trainer(Toy(), 0.05, max_grad_norm)
+    x = z = trainer.flat.double()
+    v, total = torch.zeros_like(z), 0.0
+    for epoch in range(2 * WARM_UP):
+        t = epoch + 1
+        y = (1 - NEARNESS) * z + NEARNESS * x
+        grad = torch.cat([y[:3] - TARGETS.double().mean(0), y[3:]])
+        grad = grad * min(1.0, max_grad_norm / float(grad.norm()))
+        v = SQUARES * v + (1 - SQUARES) * grad**2
+        rate = 0.05 * min(1.0, t / WARM_UP)
+        z = z - rate * grad / ((v / (1 - SQUARES**t)).sqrt() + 1e-8)
+        total += t**LATENESS * rate**2
+        share = t**LATENESS * rate**2 / total
+        x = (1 - share) * x + share * z
+        trainer.epoch(rows_of(trainer, batch_size=40))
+        torch.testing.assert_close(trainer.flat, x.float(), rtol=1e-4, atol=1e-4)
+    assert (x - z).abs().max() > 0.01  # that an average differs from the last can be seen
+
+
+def test_the_average_needs_no_falling_rate():
+    """Noisy gradients, one row at a time: the average is far nearer than the last iterate."""
+    toy = Toy()
+    trainer = Trainer(toy, 0.05)
+    rows = rows_of(trainer, batch_size=1)
+    distances = []
+    for _ in range(100):
+        trainer.epoch(rows)
+        mean = TARGETS.mean(0)
+        distances.append([(p[:3] - mean).norm() for p in (trainer.average, trainer.iterate)])
+    average, last = torch.tensor(distances)[50:].mean(0)
+    assert average < 0.2 * last
+
+
 # ---------------------------------------------------------------- the fit
 
 
 def test_it_reaches_the_optimum():
     toy = Toy()
     trainer = Trainer(toy, 0.1)
-    history = fit(trainer, rows=rows_of(trainer, weights=WEIGHTS, batch_size=40), max_iter=600)
-    assert history.n_iter == 600
+    history = fit(trainer, rows=rows_of(trainer, weights=WEIGHTS, batch_size=40), max_iter=2000)
+    assert 1000 < history.n_iter <= 2000
     mean = (WEIGHTS[:, None] * TARGETS).sum(0) / WEIGHTS.sum()
     torch.testing.assert_close(toy.point.detach(), mean, rtol=0, atol=1e-4)
     assert toy.matrix.abs().max() < 1e-4
@@ -226,28 +274,19 @@ def test_without_evaluation_the_last_weights_stay():
     assert len(after) == 3
 
 
-def test_patience_and_the_drop_of_the_learning_rate():
+def test_patience():
     trainer = Trainer(Toy(), 0.1)
-    rates = []
     script = Script(trainer, [0.0, 1.0] + [0.5] * 20)
-    history = fit(
-        trainer,
-        script,
-        n_iter_no_change=3,
-        on_epoch=lambda history: rates.append(trainer.learning_rate),
-    )
-    assert rates == pytest.approx([0.1] * 4 + [0.1 / DECAY] * 3)
+    history = fit(trainer, script, n_iter_no_change=3)
     assert history.converged
-    assert history.n_iter == 7
-    # after the drop it goes on from the best weights, not from the last
+    assert history.n_iter == 4
     assert torch.equal(trainer.flat, script.seen[1])
-    assert (script.seen[5] - script.seen[1]).norm() < (script.seen[4] - script.seen[1]).norm()
 
 
 def test_a_rise_below_tol_is_kept_and_does_not_count():
     trainer = Trainer(Toy(), 0.1)
     script = Script(trainer, [0.0] + [0.01 * i for i in range(1, 20)])
-    history = fit(trainer, script, tol=0.5, n_iter_no_change=2, n_decays=0)
+    history = fit(trainer, script, tol=0.5, n_iter_no_change=2)
     assert history.n_iter == 2
     assert (history.best_score, history.best_iter) == (0.02, 2)
 
@@ -368,14 +407,16 @@ def test_replay_follows_the_learning_rates():
     assert rates == [(0, 0.1), (1, 0.1), (2, 0.02)]
 
 
-def test_adam_goes_on_in_another_trainer():
+def test_it_goes_on_in_another_trainer():
     one, two = Trainer(Toy(), 0.1), Trainer(Toy(), 0.1)
-    rows = rows_of(one, batch_size=40)
-    one.epoch(rows)
-    one.epoch(rows)
-    two.epoch(rows_of(two, batch_size=40))
+    for _ in range(4):
+        one.epoch(rows_of(one, batch_size=40))
+    for _ in range(2):
+        two.epoch(rows_of(two, batch_size=40))
+    state = two.state()
     three = Trainer(two.module, 0.1)
-    three.resume(two.state())
-    three.epoch(rows_of(three, batch_size=40))
+    three.resume(state)
+    for _ in range(2):
+        three.epoch(rows_of(three, batch_size=40))
     # batches of all rows: only the order of summation differs
     torch.testing.assert_close(three.flat, one.flat)
