@@ -1,4 +1,4 @@
-"""Tables <-> T, and rows of T: distinct, in a canonical order, with location and scale.
+"""Tables <-> T, and what is refused.
 
 ``T`` is the one currency of the package: a float64 matrix (n_rows, n_columns), NaN where a value is
 missing, categories as codes. `Columns` is a table's schema: how its columns become T, and how T
@@ -6,7 +6,7 @@ becomes a table of the same kind, names and types again.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-CHUNK = 4096  # rows at a time: temporary arrays stay small
 ID_LIKE = 0.5  # a categorical column with more levels than this share of its cells names rows
 
 
@@ -114,24 +113,41 @@ class Columns:
 
     # ---------------------------------------------------------------- table -> T
 
-    def encode(self, X: Any) -> Floats:
-        """X, of this schema, as T. Levels that were not seen at fit are missing."""
+    @staticmethod
+    def take(X: Any, rows: NDArray[np.intp]) -> Any:
+        """Some rows of a table or matrix."""
+        return X.iloc[rows] if table_library(X) == "pandas" else X[rows]
+
+    def encode(self, X: Any, which: Sequence[int] | None = None) -> Floats:
+        """X, of this schema, or some of its columns, as T, a copy.
+
+        Levels that were not seen at fit are missing.
+        """
+        which = range(len(self.names)) if which is None else which
         if table_library(X) is None:
             if self.library is not None and self.levels:
                 raise TypeError(
                     f"X is {type(X).__name__}, but column {self.names[min(self.levels)]!r} was "
                     f"fitted as categories of a {self.library} DataFrame. Pass such a DataFrame."
                 )
-            T: Floats = np.array(X, dtype=np.float64)
-            for j, levels in self.levels.items():
-                code = np.searchsorted(levels, T[:, j]).clip(max=max(len(levels) - 1, 0))
-                seen = levels[code] == T[:, j] if len(levels) else np.zeros(len(T), dtype=bool)
-                T[:, j] = np.where(seen, code, np.nan)
+            at = slice(which.start, which.stop) if isinstance(which, range) else which
+            T: Floats = np.array(X[:, at], dtype=np.float64, order="C")
+            for i, j in enumerate(which if self.levels else ()):
+                if j in self.levels:
+                    T[:, i] = self._codes_of(T[:, i], self.levels[j])
             return T
-        T = np.empty(X.shape)
-        for j in range(len(self.names)):
-            T[:, j] = self._codes(X, j) if j in self.levels else self._numbers(X, j)
+        T = np.empty((len(X), len(which)))
+        for i, j in enumerate(which):
+            T[:, i] = self._codes(X, j) if j in self.levels else self._numbers(X, j)
         return T
+
+    @staticmethod
+    def _codes_of(cells: Floats, levels: NDArray[Any]) -> Floats:
+        """Positions of numbers among sorted levels."""
+        if not len(levels):
+            return np.full(len(cells), np.nan)
+        code = np.searchsorted(levels, cells).clip(max=len(levels) - 1)
+        return np.where(levels[code] == cells, code, np.nan)
 
     def _numbers(self, X: Any, j: int) -> Floats:
         name, column = self.names[j], column_at(X, j)
@@ -398,19 +414,19 @@ def check_no_dates(X: Any) -> None:
         _family("X", X.dtype)
 
 
-def check_no_infinity(T: Floats, names: list[str]) -> None:
+def check_no_infinity(cells: Floats, name: str) -> None:
     """Refuse infinities, naming the column and the row.
 
     Raises
     ------
     ValueError
     """
-    wrong = np.isinf(T)
+    wrong = np.isinf(cells)
     if wrong.any():
-        row, column = np.argwhere(wrong)[0]
+        row = int(wrong.argmax())
         raise ValueError(
-            f"Column {names[column]} of X holds {T[row, column]} (row {row}). Replace infinities, "
-            "by NaN where the value is not known, or drop such rows."
+            f"Column {name} of X holds {cells[row]} (row {row}). Replace infinities, by NaN where "
+            "the value is not known, or drop such rows."
         )
 
 
@@ -439,83 +455,3 @@ def check_support(
             f"likelihood={family!r} needs {wanted}, but column {name} holds {cells[row]:g} "
             f"(row {row}). {remedy} likelihood='gaussian'."
         )
-
-
-def distinct_rows(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Distinct rows in an order that their content alone decides, and their summed weights.
-
-    Rows of weight zero are dropped and equal rows merged, so that a permutation of the rows gives
-    the same result, and an integer weight means repetition, to the bit.
-
-    The order is that of a 64-bit hash of each row. Each column is first divided by a power of two
-    near its largest magnitude: exact, so a change of unit by a power of two changes no order.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> T = np.array([[1.0, 2.0], [0.0, 1.0], [1.0, 2.0]])
-    >>> rows, weights = distinct_rows(T, np.ones(3))
-    >>> dict(zip(map(tuple, rows.tolist()), weights.tolist())) == {(1, 2): 2, (0, 1): 1}
-    True
-    """
-    T, weights = T[weights > 0], weights[weights > 0]
-    T = T + 0.0  # -0.0 becomes 0.0
-    T[np.isnan(T)] = np.nan  # one bit pattern
-    _, exponent = np.frexp(np.fmax.reduce(np.abs(T), axis=0, initial=0.0))
-    key = np.zeros(len(T), dtype=np.uint64)
-    for j in range(T.shape[1]):
-        bits = np.ldexp(T[:, j], -exponent[j]).view(np.uint64)
-        # splitmix64's finaliser over a running sum
-        key = key * np.uint64(0x9E3779B97F4A7C15) + bits
-        key ^= key >> np.uint64(30)
-        key *= np.uint64(0xBF58476D1CE4E5B9)
-        key ^= key >> np.uint64(27)
-        key *= np.uint64(0x94D049BB133111EB)
-        key ^= key >> np.uint64(31)
-    # the weight breaks ties, so that floating sums do not depend on the order of rows either
-    order = np.lexsort((weights, key))
-    T, weights = T[order], weights[order]
-    new = np.ones(len(T), dtype=bool)
-    differ = T.view(np.uint64)[1:] != T.view(np.uint64)[:-1]  # bits: NaN equals itself
-    new[1:] = differ.any(axis=1)
-    first = np.flatnonzero(new)
-    return np.ascontiguousarray(T[first]), np.add.reduceat(weights, first)
-
-
-def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and standard deviation (divisor: the weights' sum) of each column's cells.
-
-    NaN is left out. A column that is constant, up to rounding, has scale 1; one without any cell
-    has mean 0.
-    """
-    # divide by a power of two near the largest magnitude first: 1e300 squared overflows
-    lowest, highest = np.fmin.reduce(T, axis=0), np.fmax.reduce(T, axis=0)
-    empty = np.isnan(lowest)
-    lowest, highest = np.where(empty, 0.0, lowest), np.where(empty, 0.0, highest)
-    largest = np.maximum(np.abs(lowest), np.abs(highest))
-    _, exponent = np.frexp(largest)
-    unit = np.ldexp(1.0, exponent - 1)
-    slices = [slice(start, start + CHUNK) for start in range(0, len(T), CHUNK)]
-    share = (weights / weights.sum())[:, None]
-    gaps = np.isnan(T[slices[0]]).any() or np.isnan(T).any()
-    if gaps:
-        total = np.sum([(share[c] * ~np.isnan(T[c])).sum(axis=0) for c in slices], axis=0)
-        share = share / np.where(empty, 1.0, total)  # (n_rows, n_columns)
-
-    def weighted(rows: slice, cells: Floats) -> Any:
-        # plain sums: a product with BLAS would depend on its number of threads
-        return (np.nansum if gaps else np.sum)(share[rows] * cells, axis=0)
-
-    mean = np.sum([weighted(c, T[c] / unit) for c in slices], axis=0)
-    first, second = np.zeros_like(mean), np.zeros_like(mean)
-    for c in slices:
-        residual = T[c] / unit - mean
-        first += weighted(c, residual)
-        second += weighted(c, residual**2)
-    # the first sums' rounding, mended: else a constant column of many rows seems to vary
-    mean += first
-    deviation = np.sqrt((second - first**2).clip(min=0.0))
-    constant = lowest == highest
-    mean = np.where(constant, lowest / unit, mean)
-    constant |= deviation <= 10 * np.finfo(float).eps * (largest / unit)
-    return mean * unit, np.where(constant, 1.0, deviation * unit)

@@ -25,6 +25,7 @@ from . import columns
 from .families import FAMILIES, gaussian_part, support
 from .fitting import Fit, Settings
 from .networks import ACTIVATIONS
+from .rows import DistinctRows
 from .vae import VAE
 
 try:  # from scikit-learn 1.9 on, and experimental there
@@ -369,14 +370,14 @@ class VAETransformer(
             settings = self._settings()
             go_on = self.warm_start and hasattr(self, "module_")
             fit = self._resumed(settings) if go_on else None
-            T, weights = self._rows(X, sample_weight, settings, reset=not go_on, enough=2)
+            rows = self._rows(X, sample_weight, settings, reset=not go_on, enough=2)
             if fit is None:
                 fit = self._fresh(settings)
             metadata = None if sample_weight is None else {"sample_weight": sample_weight}
             given = {"X": X, "y": y, "metadata": metadata}
             context = self._begin(given)
-            fit.run(T, weights, on_epoch=self._on_epoch(context, fit, given), go_on=go_on)
-            self._finish(fit, T, weights)
+            targets = fit.run(rows, self._on_epoch(context, fit, given), go_on)
+            self._finish(fit, targets, rows.weights)
             if context is not None:
                 context.call_on_fit_task_end(estimator=self, **given)
             self._warn(fit)
@@ -407,11 +408,11 @@ class VAETransformer(
             settings = self._settings()
             fit = self._resumed(settings) if hasattr(self, "module_") else None
             first = fit is None
-            T, weights = self._rows(X, sample_weight, settings, reset=first, enough=1 + first)
+            rows = self._rows(X, sample_weight, settings, reset=first, enough=1 + first)
             if fit is None:
                 fit = self._fresh(settings)
-            fit.run_pass(T, weights)
-            self._finish(fit, T, weights)
+            targets = fit.run_pass(rows)
+            self._finish(fit, targets, rows.weights)
         return self
 
     def _settings(self) -> Settings:
@@ -471,20 +472,20 @@ class VAETransformer(
 
     def _rows(
         self, X: Any, sample_weight: Any, settings: Settings, reset: bool, enough: int
-    ) -> tuple[columns.Floats, columns.Floats]:
+    ) -> DistinctRows:
         """X and the weights, checked: distinct rows in canonical order."""
         X = self._validated(X, reset=reset)
         if reset:
             self._columns = columns.Columns.read(X, self.likelihood, self.categorical_features)
-        T = self._encode(X)
-        weights = _check_weights(sample_weight, len(T))
-        T, weights = columns.distinct_rows(T, weights)
-        if len(T) < enough:
+        _check_shape(X, self)
+        weights = _check_weights(sample_weight, len(X))
+        rows = DistinctRows(self._columns, X, weights, self._check_cells)
+        if len(rows) < enough:
             raise ValueError(
                 f"Found array with 1 sample (distinct rows of positive weight, of {len(X)} "
                 f"given), while a minimum of {enough} is required by VAETransformer."
             )
-        return T, weights
+        return rows
 
     def _validated(self, X: Any, reset: bool) -> Any:
         """X as a matrix of numbers, float32 or float64, or as the DataFrame that it is."""
@@ -516,22 +517,20 @@ class VAETransformer(
                 ) from error
             raise
 
-    def _column_names(self) -> list[str]:
-        return [repr(name) for name in self._columns.names]
-
     def _encode(self, X: Any) -> columns.Floats:
         """X -> T, refused where it leaves its families' support."""
+        _check_shape(X, self)
         T = self._columns.encode(X)
-        check_array(T, ensure_all_finite=False, estimator=self)  # enough rows and columns
-        self._check_cells(T)
+        for j in range(T.shape[1]):
+            self._check_cells(j, T[:, j])
         return T
 
-    def _check_cells(self, T: columns.Floats) -> None:
-        names = self._column_names()
-        columns.check_no_infinity(T, names)
-        for j, family in enumerate(self._columns.families):
-            if family != "gaussian":
-                columns.check_support(T[:, j], *support(family), family, names[j])
+    def _check_cells(self, j: int, cells: columns.Floats) -> None:
+        """Refuse what column j may not hold."""
+        name, family = repr(self._columns.names[j]), self._columns.families[j]
+        columns.check_no_infinity(cells, name)
+        if family != "gaussian":
+            columns.check_support(cells, *support(family), family, name)
 
     def _fresh(self, settings: Settings) -> Fit:
         """A model to fit from the start."""
@@ -592,7 +591,7 @@ class VAETransformer(
 
         return on_epoch
 
-    def _finish(self, fit: Fit, T: columns.Floats, weights: columns.Floats) -> None:
+    def _finish(self, fit: Fit, targets: Tensor, weights: columns.Floats) -> None:
         """Write the fitted attributes."""
         self._fit = fit
         self.module_: VAE = fit.module
@@ -614,8 +613,8 @@ class VAETransformer(
             part, normal_columns = normal
             variance[normal_columns] = 0.0
         with torch.no_grad():
-            for rows, targets in self._batches(T, torch.float32, _width(module)):
-                mean, log_var = module.posterior(targets)
+            for rows in _slices(len(targets), _width(module)):
+                mean, log_var = module.posterior(targets[rows])
                 kl += share[rows] @ module.prior.kl(mean, log_var).double()
                 if normal is not None and part.varies:
                     raw = module.decoder(mean)[:, -part.n_params :]
@@ -755,7 +754,8 @@ class VAETransformer(
                 return self._columns.decode(self._draw(z, generator))
         if isinstance(given, Mapping):
             T = self._columns.encode_cells(given)
-            self._check_cells(T)
+            for j in range(T.shape[1]):
+                self._check_cells(j, T[:, j])
         else:
             T, _, _ = self._prepare(given)
         z, self.effective_sample_size_ = self._resample(T, n_samples, random)
@@ -977,6 +977,12 @@ def _undone_on_failure(estimator: VAETransformer) -> Iterator[None]:
         estimator.__dict__.clear()
         estimator.__dict__.update(before | now)
         raise
+
+
+def _check_shape(X: Any, estimator: VAETransformer) -> None:
+    """Refuse tables without rows or columns, in scikit-learn's words."""
+    cells = np.broadcast_to(np.float64(0.0), X.shape)  # of no memory
+    check_array(cells, ensure_all_finite=False, estimator=estimator)
 
 
 def _slices(n_rows: int, width: int) -> Iterator[slice]:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .columns import Floats, location_and_scale
 from .likelihoods import (
     Bernoulli,
     Categorical,
@@ -18,6 +17,7 @@ from .likelihoods import (
     StudentT,
     split_gaps,
 )
+from .rows import DistinctRows, Floats, location_and_scale
 
 # name -> class that validation reads the range of values from
 FAMILIES: dict[str, Any] = {
@@ -38,6 +38,8 @@ SHRINK = 5.0  # rows that a level's description is worth before its own are coun
 
 # (shift, scale, which columns are logarithms) -> the likelihood of normal columns
 MakeGaussian = Callable[[Floats, Floats, Any], Gaussian]
+# (positions of columns, their cells) -> what statistics are taken of
+Values = Callable[[Sequence[int], Floats], Floats]
 
 
 def support(family: str) -> tuple[float, float, bool]:
@@ -47,8 +49,7 @@ def support(family: str) -> tuple[float, float, bool]:
 
 
 def build(
-    T: Floats,
-    weights: Floats,
+    rows: DistinctRows,
     families: Sequence[str],
     n_levels: Mapping[int, int],
     exposure: bool,
@@ -58,8 +59,7 @@ def build(
 
     Parameters
     ----------
-    T : ndarray of shape (n_rows, n_columns)
-    weights : ndarray of shape (n_rows,)
+    rows : DistinctRows
     families : sequence of str
         One per column.
     n_levels : mapping
@@ -69,42 +69,64 @@ def build(
     gaussian : callable
         Makes the likelihood of the normal columns, which comes last.
     """
-    share = weights / weights.sum()
     groups: dict[str, list[int]] = {}
     for j, family in enumerate(families):
         if family == "categorical" and n_levels[j] > MAX_LEVELS:
             family = f"many levels {j}"
         groups.setdefault("gaussian" if family in NORMAL else family, []).append(j)
+    share = rows.weights / rows.weights.sum()
     parts: dict[str, Any] = {}
     for family, group in groups.items():
-        cells = T[:, group]
         if family == "gaussian":
             log = np.array([families[j] == "log_normal" for j in group])
-            with np.errstate(invalid="ignore"):
-                values = np.where(log, np.log(cells, where=log, out=cells.copy()), cells)
-            parts[family] = gaussian(*location_and_scale(values, weights), log)
+            shift, scale = _statistics(rows, group, _logs_of(families))
+            parts[family] = gaussian(shift, scale, log)
         elif family == "student_t":
-            parts[family] = StudentT(*_robust(cells, share))
+            shift, scale = np.hstack([_robust(rows.columns([j]), share) for j in group])
+            parts[family] = StudentT(shift, scale)
         elif family == "bernoulli":
-            mean, _ = location_and_scale(cells, weights)
+            mean, _ = _statistics(rows, group)
             parts[family] = Bernoulli(mean.clip(RAREST, 1 - RAREST))
         elif family == "categorical":
-            levels = [n_levels[j] for j in group]
-            counts = [_shares(T[:, j], share, n) for j, n in zip(group, levels, strict=True)]
+            counts = [_shares(rows.columns([j])[:, 0], share, n_levels[j]) for j in group]
             parts[family] = Categorical(counts)
         elif family in ("poisson", "negative_binomial"):
-            parts[family] = _counts(FAMILIES[family], cells, weights, exposure)
+            parts[family] = _counts(FAMILIES[family], rows, group, exposure)
+    known = [(part, groups[name]) for name, part in parts.items()]
     for family, (j, *_) in groups.items():
         if family not in parts:
-            others = [(part, groups[name]) for name, part in parts.items()]
-            probability = _shares(T[:, j], share, n_levels[j])
-            basis = _basis(T, j, share, probability, others)
-            parts[family] = ManyLevels(probability, basis)
+            probability = _shares(rows.columns([j])[:, 0], share, n_levels[j])
+            parts[family] = ManyLevels(probability, _basis(rows, j, probability, known))
     order = sorted(parts, key=lambda name: name == "gaussian")
     columns = [groups[name] for name in order]
     if len(order) == 1:
         return parts[order[0]]
     return Mixed([parts[name] for name in order], columns)
+
+
+def _logs_of(families: Sequence[str]) -> Values:
+    """What is normal in each column: the logarithm of those that are log-normal."""
+
+    def values(which: Sequence[int], cells: Floats) -> Floats:
+        for i, j in enumerate(which):
+            if families[j] == "log_normal":
+                cells[:, i] = np.log(cells[:, i])
+        return cells
+
+    return values
+
+
+def _statistics(
+    rows: DistinctRows,
+    group: Sequence[int],
+    values: Values = lambda which, cells: cells,
+) -> Floats:
+    """Location and scale of what ``values`` makes of these columns: (2, n_columns)."""
+    found = [
+        location_and_scale(values(which, rows.columns(which)), rows.weights)
+        for which in rows.column_blocks(group)
+    ]
+    return np.hstack(found)
 
 
 def gaussian_part(likelihood: Any) -> tuple[Gaussian, list[int]] | None:
@@ -140,21 +162,23 @@ def _shares(codes: Floats, share: Floats, n_levels: int) -> Floats:
     return np.asarray(found / found.sum())
 
 
-def _counts(family: Any, cells: Floats, weights: Floats, exposure: bool) -> Any:
-    mean, deviation = location_and_scale(cells, weights)
-    mean = mean.clip(min=0.5 / len(cells))
-    seen = ~np.isnan(cells)
+def _counts(family: Any, rows: DistinctRows, group: Sequence[int], exposure: bool) -> Any:
+    mean, deviation = _statistics(rows, group)
+    mean = mean.clip(min=0.5 / len(rows))
     spread = None
-    sizes = np.ones((len(cells), 1))
+    sizes = np.ones((len(rows), 1))
     if exposure:
-        usual = (mean * seen).sum(1, keepdims=True)
-        total = np.nansum(cells, 1, keepdims=True).clip(min=0.5)
-        sizes = total / np.where(usual > 0, usual, np.nan)
+        usual, total = np.zeros((len(rows), 1)), np.zeros((len(rows), 1))
+        for which in rows.column_blocks(range(len(group))):
+            cells = rows.columns([group[i] for i in which])
+            usual += (mean[list(which)] * ~np.isnan(cells)).sum(1, keepdims=True)
+            total += np.nansum(cells, 1, keepdims=True)
+        sizes = total.clip(min=0.5) / np.where(usual > 0, usual, np.nan)
         logs = np.log(sizes)
-        center, deviation_of_logs = location_and_scale(logs, weights)
+        center, deviation_of_logs = location_and_scale(logs, rows.weights)
         varies = (usual > 0).any() and np.nanmax(logs) > np.nanmin(logs)
         spread = np.concatenate([center, deviation_of_logs * varies])
-    shift, scale = location_and_scale(np.log1p(cells / sizes), weights)
+    shift, scale = _statistics(rows, group, lambda which, cells: np.log1p(cells / sizes))
     if family is Poisson:
         return Poisson(mean, shift, scale, spread)
     # by moments: variance = mean + mean^2 / size
@@ -163,21 +187,27 @@ def _counts(family: Any, cells: Floats, weights: Floats, exposure: bool) -> Any:
 
 
 def _basis(
-    T: Floats, j: int, share: Floats, probability: Floats, others: Sequence[tuple[Any, list[int]]]
+    rows: DistinctRows, j: int, probability: Floats, others: Sequence[tuple[Any, list[int]]]
 ) -> Floats:
     """What the other columns say about each level: leading directions of the levels' means."""
-    codes = T[:, j]
-    seen = ~np.isnan(codes)
-    at, weight, n_levels = codes[seen].astype(int), share[seen], len(probability)
-    inputs = [
-        split_gaps(part.embed(torch.from_numpy(part.standardize(T[seen][:, group]))))[0]
-        for part, group in others
-    ]
-    counted = np.bincount(at, minlength=n_levels)
-    if inputs and len(at):
-        cells = torch.cat(inputs, 1).numpy()
-        total = np.stack([np.bincount(at, weight * c, n_levels) for c in cells.T], 1)
-        means = total / np.bincount(at, weight, n_levels).clip(min=1e-300)[:, None]
+    n_levels = len(probability)
+    n_inputs = sum(part.n_inputs for part, _ in others)
+    weight, counted = np.zeros(n_levels), np.zeros(n_levels)
+    total = torch.zeros(n_levels, n_inputs, dtype=torch.float64)
+    for part_of, T in rows.blocks():
+        seen = ~np.isnan(T[:, j])
+        at, shares = T[seen, j].astype(int), rows.weights[part_of][seen]
+        weight += np.bincount(at, shares, n_levels)
+        counted += np.bincount(at, minlength=n_levels)
+        inputs = [
+            split_gaps(part.embed(torch.from_numpy(part.standardize(T[seen][:, group]))))[0]
+            for part, group in others
+        ]
+        if inputs:
+            cells = torch.cat(inputs, 1) * torch.from_numpy(shares)[:, None]
+            total.index_add_(0, torch.from_numpy(at), cells)
+    if n_inputs and counted.any():
+        means = total.numpy() / weight.clip(min=1e-300)[:, None]
         means *= (counted / (counted + SHRINK))[:, None]
         means -= probability @ means
         root = np.sqrt(probability)[:, None]

@@ -20,11 +20,11 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from . import linear
-from .columns import CHUNK, Floats
 from .families import NORMAL, build, gaussian_part
 from .likelihoods import LOG_2PI, Gaussian, Mixed, split_gaps
 from .networks import Completion, Dropout, Spread, WithLinear, linear_layer, mlp, silence
 from .priors import StandardNormal
+from .rows import DistinctRows, Floats
 from .spread import Sample, SpreadFit
 from .training import History, Rows, Trainer
 from .vae import VAE
@@ -36,6 +36,7 @@ ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard 
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the test that held-out rows gain where the encoder is trained
+GATHERED = 2**20  # cells that a training step's rows are taken from at once
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
 SPREAD_EPOCHS = 60
@@ -130,30 +131,27 @@ class Fit:
 
     # ---------------------------------------------------------------- the two ways to fit
 
-    def run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
-        """Fit on distinct rows and their weights; ``go_on`` from the model there is."""
-        with self._threads(T), _explained(), torch.inference_mode(False), torch.enable_grad():
-            self._run(T, weights, on_epoch, go_on)
+    def run(self, rows: DistinctRows, on_epoch: OnEpoch, go_on: bool) -> Tensor:
+        """Fit; ``go_on`` from the model there is. Returns the rows' targets, float32."""
+        with self._guarded(len(rows), rows.n_columns):
+            return self._run(rows, on_epoch, go_on)
 
-    def _run(self, T: Floats, weights: Floats, on_epoch: OnEpoch, go_on: bool) -> None:
+    def _run(self, rows: DistinctRows, on_epoch: OnEpoch, go_on: bool) -> Tensor:
         s = self.settings
         generator = self._generator()
-        if not go_on:
-            self._start(T, weights, generator)
-        targets = self._targets(T)
-        share = torch.from_numpy(weights / weights.mean())
-        units = torch.from_numpy(self._units(T))
-        train = torch.randperm(len(T), generator=generator)
+        targets, units = self._read(rows) if go_on else self._start(rows, generator)
+        share = torch.from_numpy(rows.weights / rows.weights.mean())
+        train = torch.randperm(len(rows), generator=generator)
         held_out = train[:0]
         if s.early_stopping:
-            size = min(max(1, round(s.validation_fraction * len(T))), len(T) - 1)
+            size = min(max(1, round(s.validation_fraction * len(rows))), len(rows) - 1)
             held_out, train = train[:size], train[size:]
         self.unit, self.held_out_unit = (
-            float(share[rows] @ units[rows] / share[rows].sum()) for rows in (train, held_out)
+            float(share[part] @ units[part] / share[part].sum()) for part in (train, held_out)
         )
         self.losses, self.scores, self.best_score = [], [], None
         self.interrupted = self.improving = False
-        self.optimizer_state = None  # its moments belong to other weights
+        self.optimizer_state = None  # it belongs to other weights
         if s.max_iter > 0:
             with self._randomness(generator):
                 self._train_mean(targets, share, train, held_out, generator, on_epoch)
@@ -164,27 +162,27 @@ class Fit:
         elif not go_on:
             self.module = self._linear_density()
         self.generator_state = generator.get_state()
+        return targets
 
-    def run_pass(self, T: Floats, weights: Floats) -> None:
+    def run_pass(self, rows: DistinctRows) -> Tensor:
         """One pass over a batch of rows, going on exactly where the last one ended."""
-        with self._threads(T), _explained(), torch.inference_mode(False), torch.enable_grad():
-            self._run_pass(T, weights)
+        with self._guarded(len(rows), rows.n_columns):
+            return self._run_pass(rows)
 
-    def _run_pass(self, T: Floats, weights: Floats) -> None:
+    def _run_pass(self, rows: DistinctRows) -> Tensor:
         generator = self._generator()
         self.interrupted = self.improving = False
         self.scores, self.best_score = [], None
-        if not hasattr(self, "mean"):
-            self._start(T, weights, generator)
-        targets = self._targets(T)
-        share = torch.from_numpy(weights / weights.mean())
-        self.unit = float(share @ torch.from_numpy(self._units(T)) / share.sum())
-        rows = torch.arange(len(T))
+        first = not hasattr(self, "mean")
+        targets, units = self._start(rows, generator) if first else self._read(rows)
+        share = torch.from_numpy(rows.weights / rows.weights.mean())
+        self.unit = float(share @ units / share.sum())
+        everything = torch.arange(len(rows))
         with self._randomness(generator):
             model, trainer = self._prepare_mean(generator)
             if self.optimizer_state is not None:
                 trainer.resume(self.optimizer_state)
-            batch = self._mean_rows(model, targets, share, rows, generator)
+            batch = self._mean_rows(model, targets, share, everything, generator)
             loss = trainer.epoch(batch, len(self.losses))
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss of this pass was {loss}")
@@ -193,28 +191,50 @@ class Fit:
             self.linear_encoder = False
         self.losses.append(loss)
         if self.separate_spread:
-            self._fit_spread(targets, share, rows, rows[:0], generator, True, 1, 1)
+            self._fit_spread(targets, share, everything, everything[:0], generator, True, 1, 1)
         else:
             self.module = self.mean
         self.generator_state = generator.get_state()
+        return targets
 
     # ---------------------------------------------------------------- the start
 
-    def _start(self, T: Floats, weights: Floats, generator: torch.Generator) -> None:
-        """Statistics of the columns, the linear model, and networks that say nothing yet."""
+    def _read(
+        self, rows: DistinctRows, likelihood: Any = None, moments: linear.Moments | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Targets (n, n_columns), float32, and the nats that original units cost each row, (n,).
+
+        Moments of what the encoder reads are taken on the way, in double precision.
+        """
+        likelihood = self.mean.likelihood if likelihood is None else likelihood
+        targets = torch.empty(len(rows), rows.n_columns, dtype=F32)
+        units = torch.empty(len(rows), dtype=F64)
+        share = torch.from_numpy(rows.weights / rows.weights.sum())
+        for part, T in rows.blocks():
+            cells = torch.from_numpy(np.ascontiguousarray(likelihood.standardize(T)))
+            targets[part], units[part] = cells, torch.from_numpy(likelihood.log_unit(T).sum(1))
+            if moments is not None:
+                moments.add(likelihood.embed(cells), share[part])
+        return targets, units
+
+    def _start(self, rows: DistinctRows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Statistics of the columns, the linear model, and networks that say nothing yet.
+
+        Returns what `_read` returns.
+        """
         s, k = self.settings, self.settings.n_components
-        likelihood = build(
-            T, weights, self.families, self.n_levels, s.exposure == "total", self._gaussian()
-        )
-        inputs = likelihood.embed(torch.from_numpy(likelihood.standardize(T)))  # (n, n_inputs)
-        share = torch.from_numpy(weights / weights.sum())
-        if inputs.isnan().any():
-            rows = slice(COMPLETED_ROWS)  # their order is random
+        exposed = s.exposure == "total"
+        likelihood = build(rows, self.families, self.n_levels, exposed, self._gaussian())
+        moments = linear.Moments(likelihood.n_inputs)
+        targets, units = self._read(rows, likelihood, moments)
+        center, S = moments.result()
+        if center.isnan().any():
+            some = slice(COMPLETED_ROWS)  # their order is random
+            cells = torch.from_numpy(likelihood.standardize(rows.block(some)))
+            share = torch.from_numpy(rows.weights[some] / rows.weights[some].sum())
             center, S = linear.completed_covariance(
-                inputs[rows], share[rows] / share[rows].sum(), k, s.noise_floor
+                likelihood.embed(cells), share, k, s.noise_floor
             )
-        else:
-            center, S = linear.covariance(inputs, share)
         gaussian = gaussian_part(likelihood)
         model = self._linear_model(S, gaussian)
         bias, slope = likelihood.start(model.noise, center)
@@ -256,6 +276,7 @@ class Fit:
                 completion,
             ).to(F64)
             self.density.eval()
+        return targets, units
 
     def _gaussian(self) -> Callable[..., Gaussian]:
         """What makes the likelihood of normal columns of the model that is trained first."""
@@ -401,14 +422,15 @@ class Fit:
     ) -> Rows:
         """A subset of the rows, with the negative ELBO as their loss."""
         s = self.settings
-        data = targets[subset].to(s.device, F32)
-        weights = share[subset].to(s.device, F32)
+        data, weights = targets.to(s.device), share.to(s.device, F32)
+        index = subset.to(s.device)
         hints = self._hints(model, data)
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
             noise = torch.randn(len(order), s.n_components, generator=generator, dtype=F32)
-            rows = data[order], weights[order], noise.to(s.device)
-            return rows if hints is None else (*rows, hints[order])
+            at = index[order]
+            rows = data[at], weights[at], noise.to(s.device)
+            return rows if hints is None else (*rows, hints[at])
 
         def backward(
             epoch: int, batch: Tensor, weight: Tensor, noise: Tensor, hints: Tensor | None = None
@@ -416,15 +438,17 @@ class Fit:
             beta = s.beta * min(1.0, (epoch + 1) / (s.kl_warmup + 1))
             return model.backward(batch, noise, weight / len(batch), beta, hints)
 
-        return Rows(len(subset), gather, backward, self._batch_size(len(subset)), generator)
+        at_once = GATHERED // max(data.shape[1], 1)
+        batch_size = self._batch_size(len(subset))
+        return Rows(len(subset), gather, backward, batch_size, generator, at_once)
 
     @staticmethod
     def _hints(model: VAE, data: Tensor) -> Tensor | None:
         """What the gaps of these rows need, found once; None without gaps."""
-        if not data.isnan().any():
+        parts = data.split(max(1, GATHERED // model.likelihood.n_inputs))
+        if not any(part.isnan().any() for part in parts):
             return None
-        found: Tensor = model.completion.hints(model.likelihood.embed(data))
-        return found
+        return torch.cat([model.completion.hints(model.likelihood.embed(part)) for part in parts])
 
     def _train_mean(
         self,
@@ -623,16 +647,16 @@ class Fit:
         generator.set_state(self.generator_state)
         return generator
 
-    def _threads(self, T: Floats) -> contextlib.AbstractContextManager[Any]:
-        """One thread for small models; a setting of the calling thread alone."""
-        sizes = [T.shape[1], *self._sizes("encoder"), *self._sizes("decoder"), T.shape[1]]
+    @contextlib.contextmanager
+    def _guarded(self, n_rows: int, n_columns: int) -> Iterator[None]:
+        """Gradients on, errors explained, and one thread for small models (of the caller's own)."""
+        sizes = [n_columns, *self._sizes("encoder"), *self._sizes("decoder"), n_columns]
         products = sum(a * b for a, b in itertools.pairwise(sizes))
-        if products * min(self._batch_size(len(T)), len(T)) > SMALL_STEP:
-            return contextlib.nullcontext()
-        limit: contextlib.AbstractContextManager[Any] = _controller().limit(
-            limits=1, user_api="openmp"
-        )
-        return limit
+        small = products * min(self._batch_size(n_rows), n_rows) <= SMALL_STEP
+        limit = _controller().limit(limits=1, user_api="openmp") if small else None
+        with limit or contextlib.nullcontext(), _explained():
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
 
     @contextlib.contextmanager
     def _randomness(self, generator: torch.Generator) -> Iterator[None]:
@@ -644,16 +668,6 @@ class Fit:
         with _GLOBAL_RANDOM, torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
             yield
-
-    def _targets(self, T: Floats) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.mean.likelihood.standardize(T)))
-
-    def _units(self, T: Floats) -> Floats:
-        """Nats that original units cost each row: (n_rows,)."""
-        units = [
-            self.mean.likelihood.log_unit(T[i : i + CHUNK]).sum(1) for i in range(0, len(T), CHUNK)
-        ]
-        return np.concatenate(units)
 
     def _batch_size(self, n_rows: int) -> int:
         if self.settings.batch_size != "auto":

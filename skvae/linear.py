@@ -58,14 +58,30 @@ class LinearModel:
         return float((S.diagonal().sum() - 2 * cross + (WW * (self.encoder @ SE)).sum()) / len(S))
 
 
-def covariance(inputs: Tensor, share: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-    """Weighted mean (d,) and covariance (d, d) of rows (n, d) whose shares (n,) sum to one."""
-    center = share @ inputs
-    S = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
-    for rows, part in zip(inputs.split(chunk), share.split(chunk), strict=True):
-        deviation = rows - center
-        S.addmm_(deviation.T, part[:, None] * deviation)
-    return center, 0.5 * (S + S.T)
+class Moments:
+    """Weighted mean (d,) and covariance (d, d) of rows that come in parts.
+
+    In one pass: of standardised rows, whose mean is near zero, nothing cancels.
+
+    Parameters
+    ----------
+    n_inputs : int
+    """
+
+    def __init__(self, n_inputs: int) -> None:
+        self.first = torch.zeros(n_inputs, dtype=torch.float64)
+        self.second = torch.zeros(n_inputs, n_inputs, dtype=torch.float64)
+
+    def add(self, inputs: Tensor, share: Tensor) -> None:
+        """Rows (n, d) and their shares (n,), which sum to one over all parts."""
+        weighted = share[:, None] * inputs
+        self.first += weighted.sum(0)
+        self.second.addmm_(weighted.T, inputs)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance."""
+        S = self.second - self.first[:, None] * self.first
+        return self.first, 0.5 * (S + S.T)
 
 
 def completed_covariance(

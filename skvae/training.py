@@ -10,7 +10,7 @@ Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled"
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,13 +54,15 @@ class Rows:
     ----------
     n_rows : int
     gather : callable
-        ``gather(order)``: the tensors that an epoch needs, rows in this order. Called once an
-        epoch; batches are slices of what it returns.
+        ``gather(order)``: the tensors that training needs, rows in this order, which is a part of
+        an epoch's; batches are slices of what it returns.
     backward : callable
         ``backward(epoch, *slices)``: a batch's mean loss; its gradient is added to the parameters'.
     batch_size : int
     generator : Generator
         Draws the order.
+    at_once : int, default=4096
+        Rows to gather at once, one batch at least.
     """
 
     n_rows: int
@@ -68,6 +70,21 @@ class Rows:
     backward: Callable[..., Tensor]
     batch_size: int
     generator: torch.Generator
+    at_once: int = 4096
+
+    def batches(self, device: torch.device) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """An epoch's batches, their sizes beside them, in random order."""
+        order = torch.randperm(self.n_rows, generator=self.generator).to(device)
+        # sizes differ by one at most: the last batch is never a crumb
+        n_batches = math.ceil(self.n_rows / self.batch_size)
+        cuts = [self.n_rows * i // n_batches for i in range(n_batches + 1)]
+        step = max(1, self.at_once // self.batch_size)
+        for first in range(0, n_batches, step):
+            ends = cuts[first : first + step + 1]
+            data = self.gather(order[ends[0] : ends[-1]])
+            for start, stop in itertools.pairwise(ends):
+                part = slice(start - ends[0], stop - ends[0])
+                yield stop - start, tuple(tensor[part] for tensor in data)
 
 
 class Trainer:
@@ -169,23 +186,18 @@ class Trainer:
 
     def epoch(self, rows: Rows, epoch: int = 0) -> float:
         """One pass over the rows in random order; the mean loss."""
-        order = torch.randperm(rows.n_rows, generator=rows.generator).to(self.flat.device)
-        data = rows.gather(order)
-        # sizes differ by one at most: the last batch is never a crumb
-        n_batches = math.ceil(rows.n_rows / rows.batch_size)
-        cuts = [rows.n_rows * i // n_batches for i in range(n_batches + 1)]
         self.module.train()
         torch.lerp(self.iterate, self.average, NEARNESS, out=self.flat)
         totals = []
-        for start, stop in itertools.pairwise(cuts):
+        for size, batch in rows.batches(self.flat.device):
             self.grad.zero_()
-            loss = rows.backward(epoch, *(tensor[start:stop] for tensor in data))
+            loss = rows.backward(epoch, *batch)
             if self.decay is not None:
                 self.grad.addcmul_(self.decay, self.flat)
             if self.max_grad_norm < math.inf:
                 self.grad.mul_((self.max_grad_norm / self.grad.norm()).clamp_max(1.0))
             self._step()
-            totals.append(loss.detach() * (stop - start))
+            totals.append(loss.detach() * size)
         self.flat.copy_(self.average)
         self.module.eval()
         return float(torch.stack(totals).sum(dtype=torch.float64)) / rows.n_rows

@@ -320,19 +320,22 @@ def test_the_encoder_leaves_the_start_where_it_pays(noise):
 
 @UNFINISHED
 def test_where_the_encoder_is_not_on_trial(monkeypatch):
-    X, options = correlated(100), {"learning_rate_init": 0.02, "noise": "isotropic"}
-    monkeypatch.setattr(skvae.fitting, "_proven", lambda gains: False)
-    assert small(**options).fit(X).linear_encoder_
-    assert not small(init="random", **options).fit(X).linear_encoder_
-    assert not small(early_stopping=False, **options).fit(X).linear_encoder_
-    assert not small(**options).partial_fit(X).linear_encoder_
-    own = small(encoder=lambda n_in, n_out: torch.nn.Linear(n_in, n_out), **options)
-    assert not own.fit(X).linear_encoder_
+    X = bent(100, 0)
+    options = {"learning_rate_init": 0.02, "noise": "isotropic", "max_iter": 20}
+    trials = []
+    monkeypatch.setattr(skvae.fitting, "_proven", lambda gains: trials.append(len(gains)))
+    assert small(1, **options).fit(X).linear_encoder_
+    assert trials == [10]  # the held-out rows
+    assert not small(1, init="random", **options).fit(X).linear_encoder_
+    assert not small(1, early_stopping=False, **options).fit(X).linear_encoder_
+    assert not small(1, **options).partial_fit(X).linear_encoder_
+    small(1, encoder=lambda n_in, n_out: torch.nn.Linear(n_in, n_out), **options).fit(X)
     monkeypatch.setattr(skvae.fitting, "FEW_ROWS", 99)
-    vae = small(warm_start=True, **options).fit(X)
+    vae = small(1, warm_start=True, **options).fit(X)
     assert not vae.linear_encoder_
     monkeypatch.setattr(skvae.fitting, "FEW_ROWS", 5_000)
-    assert not vae.fit(X).linear_encoder_  # nor where it has left the start before
+    assert not vae.fit(X).linear_encoder_  # it has left the start before
+    assert trials == [10]
 
 
 @pytest.mark.parametrize("noise", ["auto", "homoscedastic"])
@@ -359,7 +362,7 @@ def test_nothing_is_invented_where_nothing_is(noise):
 def test_beta_presses_on_what_the_components_carry():
     X = correlated(200)
     carried = [
-        small(beta=beta, noise="isotropic", max_iter=15, learning_rate_init=0.01)
+        small(beta=beta, noise="isotropic", early_stopping=False, max_iter=15)
         .fit(X)
         .kl_per_component_.sum()
         for beta in (0.3, 1.0, 5.0)

@@ -13,7 +13,7 @@ import skvae
 
 PACKAGE = Path(skvae.__file__).parent
 FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
-LEAVES = {"likelihoods", "priors", "networks", "linear", "vae", "training", "columns"}
+LEAVES = {"likelihoods", "priors", "networks", "linear", "vae", "training", "columns", "rows"}
 
 
 def imports(name):
@@ -74,10 +74,10 @@ def test_leaves_import_no_siblings(leaf):
 
 def test_the_star():
     assert set(imports("spread")) <= LEAVES
-    assert set(imports("families")) <= {"columns", "likelihoods"}
+    assert set(imports("families")) <= {"rows", "likelihoods"}
     assert set(imports("fitting")) <= LEAVES | {"spread", "families"}
     estimator = imports("estimator")
-    assert set(estimator) <= {"fitting", "families", "columns", "networks", "vae"}
+    assert set(estimator) <= {"fitting", "families", "columns", "networks", "rows", "vae"}
     assert estimator.get("networks", set()) <= {"ACTIVATIONS"}
     assert set(imports("imputer")) == {"estimator", "columns"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
