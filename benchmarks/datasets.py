@@ -199,12 +199,18 @@ def _adult(seed: int) -> Arrays:
     return X[:, ~categorical].astype(float), y
 
 
-def _counts_smfish(seed: int) -> Arrays:
-    """Return log(1 + counts) of 33 genes, labelled by cell type."""
+def counts() -> Arrays:
+    """Return counts of 33 genes in 4,530 cells, labelled by cell type."""
     X_train, X_test, y_train, y_test = _read(
         "counts_smfish.npz", "X_train", "X_test", "y_train", "y_test"
     )
-    return np.log1p(np.vstack([X_train, X_test])), np.concatenate([y_train, y_test])
+    return np.vstack([X_train, X_test]).astype(float), np.concatenate([y_train, y_test])
+
+
+def _counts_smfish(seed: int) -> Arrays:
+    """Return their logarithms, log(1 + count)."""
+    X, y = counts()
+    return np.log1p(X), y
 
 
 # -- the lists --------------------------------------------------------------------------------

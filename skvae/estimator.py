@@ -19,12 +19,12 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import columns
-from .families import FAMILIES, gaussian_part, support
+from .families import FAMILIES, gaussian_part, gaussian_raw, support
 from .fitting import Fit, Settings
-from .networks import ACTIVATIONS
+from .networks import ACTIVATIONS, width
 from .rows import DistinctRows
 from .vae import VAE
 
@@ -102,9 +102,10 @@ class VAETransformer(
         Your own networks in place of the MLPs: a module, which is copied, or a callable
         ``(n_in, n_out) -> nn.Module``. An encoder maps (n, n_columns) standardised cells to
         (n, 2 * n_components), means and log-variances side by side; a decoder maps
-        (n, n_components) to (n, n_params), the likelihood's parameters: one per column, two
-        (mean, log-variance) with ``noise="heteroscedastic"``. The linear path is added to yours,
-        which enters through a gate that starts at zero.
+        (n, n_components) to (n, n_params), the likelihood's parameters: one per column (of
+        categories one per level), and after these one more, for the spread, per Gaussian column
+        with ``noise="heteroscedastic"`` and per negative binomial column with that or "auto". The
+        linear path is added to yours, which enters through a gate that starts at zero.
     init : {"linear", "random"}, default="linear"
         "linear" starts at the solution of the linear model, "random" at random weights.
     precision_power : float in [0, 1] or "auto", default="auto"
@@ -145,7 +146,8 @@ class VAETransformer(
         squared error.
         "auto": the mean is trained with "isotropic" spread, which serves reconstruction and
         latents; then, with encoder and mean fixed, a spread per column as a function of z is
-        fitted, which serves the density. Columns of other families ignore it.
+        fitted, which serves the density. Negative binomial columns have a dispersion each, as a
+        function of z with "auto" and "heteroscedastic". Other families ignore it.
     noise_floor : float, default=0.01
         Lowest standard deviation of a column given z, in units of the column's own; 1e-3 at least,
         since training is in single precision. Columns of few distinct values can be given any
@@ -613,11 +615,11 @@ class VAETransformer(
             part, normal_columns = normal
             variance[normal_columns] = 0.0
         with torch.no_grad():
-            for rows in _slices(len(targets), _width(module)):
+            for rows in _slices(len(targets), width(module)):
                 mean, log_var = module.posterior(targets[rows])
                 kl += share[rows] @ module.prior.kl(mean, log_var).double()
                 if normal is not None and part.varies:
-                    raw = module.decoder(mean)[:, -part.n_params :]
+                    raw = gaussian_raw(module.likelihood, module.decoder(mean))
                     variance[normal_columns] += share[rows] @ part.log_var(raw).exp().double()
         self.kl_per_component_ = kl.numpy()
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
@@ -680,7 +682,7 @@ class VAETransformer(
         mean = np.empty((len(T), self._n_features_out), dtype=dtype)
         std = np.empty_like(mean)
         with torch.no_grad():
-            for rows, targets in self._batches(T, _torch_dtype(dtype), _width(module.encoder)):
+            for rows, targets in self._batches(T, _torch_dtype(dtype), width(module.encoder)):
                 m, log_var = module.posterior(targets)
                 mean[rows], std[rows] = m.numpy(), (0.5 * log_var).exp().numpy()
         return mean, std
@@ -708,9 +710,9 @@ class VAETransformer(
             )
         module = self._module(Z.dtype)
         T = np.empty((len(Z), self.n_features_in_))
-        width = max(_width(module.decoder), module.likelihood.n_stats)
+        most = max(width(module.decoder), module.likelihood.n_stats)
         with torch.no_grad():
-            for rows in _slices(len(Z), width):
+            for rows in _slices(len(Z), most):
                 mean = module.likelihood.mean(module.decoder(torch.tensor(Z[rows])))
                 T[rows] = module.likelihood.restore_mean(mean.double().numpy())
         out = self._columns.decode(T)
@@ -779,7 +781,7 @@ class VAETransformer(
         """Draws of rows at these latents, as T, given cells of the same rows."""
         module = self.module_
         out = np.empty((len(z), self.n_features_in_))
-        for rows in _slices(len(z), _width(module.decoder)):
+        for rows in _slices(len(z), width(module.decoder)):
             known = None
             if T is not None:
                 known = torch.tensor(module.likelihood.standardize(T[rows]))
@@ -869,8 +871,8 @@ class VAETransformer(
     def _points_width(self, n_points: int) -> int:
         """Numbers that a row becomes where it is weighed at so many latents."""
         module = self.module_
-        width = max(_width(module.decoder), module.likelihood.n_stats)
-        return width * (n_points + self._n_features_out + 1)
+        most = max(width(module.decoder), module.likelihood.n_stats)
+        return most * (n_points + self._n_features_out + 1)
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Log-density of each row, in nats and in original units: an importance-weighted bound.
@@ -990,11 +992,6 @@ def _slices(n_rows: int, width: int) -> Iterator[slice]:
     size = max(1, WORKSPACE // max(width, 1))
     for start in range(0, n_rows, size):
         yield slice(start, start + size)
-
-
-def _width(network: nn.Module) -> int:
-    """Most numbers that a row becomes inside a network of dense layers."""
-    return max((size for p in network.parameters() for size in p.shape), default=1)
 
 
 def _generators(random_state: Any) -> tuple[np.random.RandomState, torch.Generator]:

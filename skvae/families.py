@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .likelihoods import (
     Bernoulli,
@@ -53,6 +54,7 @@ def build(
     families: Sequence[str],
     n_levels: Mapping[int, int],
     exposure: bool,
+    dispersions_vary: bool,
     gaussian: MakeGaussian,
 ) -> Any:
     """The likelihood of columns of these families.
@@ -66,6 +68,8 @@ def build(
         Number of levels of each categorical column.
     exposure : bool
         Whether counts are relative to the row's total.
+    dispersions_vary : bool
+        Whether those of negative binomial columns are functions of z.
     gaussian : callable
         Makes the likelihood of the normal columns, which comes last.
     """
@@ -91,7 +95,7 @@ def build(
             counts = [_shares(rows.columns([j])[:, 0], share, n_levels[j]) for j in group]
             parts[family] = Categorical(counts)
         elif family in ("poisson", "negative_binomial"):
-            parts[family] = _counts(FAMILIES[family], rows, group, exposure)
+            parts[family] = _counts(family, rows, group, exposure, dispersions_vary)
     known = [(part, groups[name]) for name, part in parts.items()]
     for family, (j, *_) in groups.items():
         if family not in parts:
@@ -130,12 +134,17 @@ def _statistics(
 
 
 def gaussian_part(likelihood: Any) -> tuple[Gaussian, list[int]] | None:
-    """The `Gaussian` of a likelihood, whose raw output is the last, and its columns of T."""
+    """The `Gaussian` of a likelihood, whose last part it is, and its columns of T."""
     if isinstance(likelihood, Gaussian):
         return likelihood, list(range(likelihood.n_columns))
     if isinstance(likelihood, Mixed) and isinstance(likelihood.parts[-1], Gaussian):
         return likelihood.parts[-1], likelihood.columns[-1]
     return None
+
+
+def gaussian_raw(likelihood: Any, raw: Tensor) -> Tensor:
+    """What of the raw output speaks about the `Gaussian` of a likelihood."""
+    return likelihood.raw(raw)[-1] if isinstance(likelihood, Mixed) else raw
 
 
 def _robust(cells: Floats, share: Floats) -> tuple[Floats, Floats]:
@@ -162,7 +171,9 @@ def _shares(codes: Floats, share: Floats, n_levels: int) -> Floats:
     return np.asarray(found / found.sum())
 
 
-def _counts(family: Any, rows: DistinctRows, group: Sequence[int], exposure: bool) -> Any:
+def _counts(
+    family: str, rows: DistinctRows, group: Sequence[int], exposure: bool, dispersions_vary: bool
+) -> Any:
     mean, deviation = _statistics(rows, group)
     mean = mean.clip(min=0.5 / len(rows))
     spread = None
@@ -179,11 +190,12 @@ def _counts(family: Any, rows: DistinctRows, group: Sequence[int], exposure: boo
         varies = (usual > 0).any() and np.nanmax(logs) > np.nanmin(logs)
         spread = np.concatenate([center, deviation_of_logs * varies])
     shift, scale = _statistics(rows, group, lambda which, cells: np.log1p(cells / sizes))
-    if family is Poisson:
+    if family == "poisson":
         return Poisson(mean, shift, scale, spread)
     # by moments: variance = mean + mean^2 / size
     excess = (deviation / mean) ** 2 - 1 / mean
-    return NegativeBinomial(mean, shift, scale, spread, 1 / excess.clip(1e-3, 20.0))
+    size = 1 / excess.clip(1e-3, 20.0)
+    return NegativeBinomial(mean, shift, scale, spread, size, dispersions_vary)
 
 
 def _basis(

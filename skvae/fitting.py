@@ -20,9 +20,9 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from . import linear
-from .families import NORMAL, build, gaussian_part
+from .families import NORMAL, build, gaussian_part, gaussian_raw
 from .likelihoods import LOG_2PI, Gaussian, Mixed, split_gaps
-from .networks import Completion, Dropout, Spread, WithLinear, linear_layer, mlp, silence
+from .networks import Completion, Dropout, Spread, WithLinear, linear_layer, mlp, silence, width
 from .priors import StandardNormal
 from .rows import DistinctRows, Floats
 from .spread import Sample, SpreadFit
@@ -30,6 +30,7 @@ from .training import History, Rows, Trainer
 from .vae import VAE
 
 F64, F32 = torch.float64, torch.float32
+VARYING = ("auto", "heteroscedastic")  # noise: dispersions of counts are functions of z
 POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this much over PCA's
 POWER_LIMIT = 0.5  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
@@ -224,7 +225,9 @@ class Fit:
         """
         s, k = self.settings, self.settings.n_components
         exposed = s.exposure == "total"
-        likelihood = build(rows, self.families, self.n_levels, exposed, self._gaussian())
+        likelihood = build(
+            rows, self.families, self.n_levels, exposed, s.noise in VARYING, self._gaussian()
+        )
         moments = linear.Moments(likelihood.n_inputs)
         targets, units = self._read(rows, likelihood, moments)
         center, S = moments.result()
@@ -448,7 +451,10 @@ class Fit:
         parts = data.split(max(1, GATHERED // model.likelihood.n_inputs))
         if not any(part.isnan().any() for part in parts):
             return None
-        return torch.cat([model.completion.hints(model.likelihood.embed(part)) for part in parts])
+        hints = data.new_empty(len(data), 2 * model.prior.n_components)
+        for part, out in zip(parts, hints.split(len(parts[0])), strict=True):
+            out.copy_(model.completion.hints(model.likelihood.embed(part)))
+        return hints
 
     def _train_mean(
         self,
@@ -561,30 +567,44 @@ class Fit:
         them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
         outweighing all that the mean learns.
         """
+        size = max(1, GATHERED // (len(noise) * width(model)))
+        some = itertools.repeat(None) if hints is None else hints.split(size)
+        parts = zip(targets.split(size), noise.split(size, 1), some, strict=False)
+        with torch.no_grad():
+            judged = [self._judge_part(model, *part) for part in parts]
+        nats, error, n_cells = (torch.cat(each) for each in zip(*judged, strict=True))
+        best = ((share @ error) / (share @ n_cells).clamp_min(1e-12)).clamp_min(1e-12)
+        return nats - 0.5 * (n_cells * (LOG_2PI + best.log()) + error / best)
+
+    def _judge_part(
+        self, model: VAE, targets: Tensor, noise: Tensor, hints: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The ELBO but for cells of common spread, their squared error and number: each (n,)."""
         s = self.settings
         n_draws, n, k = noise.shape
         likelihood = model.likelihood
-        with torch.no_grad():
-            mean, log_var = model.posterior(targets, hints)
-            kl = s.beta * model.prior.kl(mean, log_var).sum(-1)
-            z = mean + (0.5 * log_var).exp() * noise
-            raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
-            normal = gaussian_part(likelihood)
-            if normal is None or s.noise not in ("auto", "isotropic"):
-                return likelihood.log_prob(raw, targets).sum(-1).mean(0) - kl
-            part, columns = normal
-            nats = torch.zeros_like(kl)
-            if isinstance(likelihood, Mixed):
-                cells = likelihood.log_prob(raw, targets).mean(0)
-                cells[:, columns] = 0.0
-                nats = cells.sum(-1)
-            cells, observed = split_gaps(targets[:, columns])
-            seen = torch.ones_like(cells) if observed is None else observed
-            error = (cells - raw[..., -part.n_columns :]).square() * (-part.base).exp() * seen
-            error, n_cells = error.sum(-1).mean(0), seen.sum(-1)  # of each row
-            best = ((share @ error) / (share @ n_cells).clamp_min(1e-12)).clamp_min(1e-12)
-            constant = n_cells * (LOG_2PI + best.log()) + seen @ part.base
-            return nats - 0.5 * (constant + error / best) - kl
+        mean, log_var = model.posterior(targets, hints)
+        kl = s.beta * model.prior.kl(mean, log_var).sum(-1)
+        z = mean + (0.5 * log_var).exp() * noise
+        raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
+        normal, nothing = gaussian_part(likelihood), torch.zeros_like(kl)
+        if normal is None or s.noise not in ("auto", "isotropic"):
+            return likelihood.log_prob(raw, targets).sum(-1).mean(0) - kl, nothing, nothing
+        part, columns = normal
+        nats = nothing
+        if isinstance(likelihood, Mixed):
+            cells = likelihood.log_prob(raw, targets).mean(0)
+            cells[:, columns] = 0.0
+            nats = cells.sum(-1)
+        cells, observed = split_gaps(targets[:, columns])
+        seen = torch.ones_like(cells) if observed is None else observed
+        error = (
+            (cells - part.location(gaussian_raw(likelihood, raw))).square()
+            * (-part.base).exp()
+            * seen
+        )
+        unit = 0.5 * (seen @ part.base)
+        return nats - unit - kl, error.sum(-1).mean(0), seen.sum(-1)
 
     # ---------------------------------------------------------------- the spread
 

@@ -13,7 +13,7 @@ is written once.
 ``embed(t)``           targets -> what the encoder reads, (n, n_inputs), NaN kept (torch)
 ``start(noise, mean)`` of a linear model of the inputs, both (n_inputs,): takes over the noise's
                        variance; the raw output's bias (n_params,), and how much the first n_inputs
-                       of it move when inputs do
+                       of it move when inputs do: what a linear path reaches, and no more
 ``log_prob``           (raw, targets) -> nats per cell, (..., n_columns); missing cells give 0
 ``nll_vjp``            (raw, targets) -> minus their sum per row, (n,), and its gradient backwards;
                        optional, for speed
@@ -668,44 +668,60 @@ class Poisson(nn.Module):
         # d log(1 + x) = x / (1 + x) d log x
         return self.center.log(), self.scale * (1 + self.center) / self.center
 
-    def _log_rate(self, raw: Tensor, targets: Tensor | None) -> Tensor:
-        if targets is not None and self.exposure is not None:
-            raw = raw + self.log_exposure(targets)
-        return bound(raw, *self.LOG_RATE)
+    def _log_rate(self, raw: Tensor, log_exposure: Tensor | None) -> Tensor:
+        log_rate = raw[..., : self.n_columns]
+        if log_exposure is not None:
+            log_rate = log_rate + log_exposure
+        return bound(log_rate, *self.LOG_RATE)
+
+    def _known(self, targets: Tensor | None) -> Tensor | None:
+        """Log-exposures of these rows, None if all are 1 or not known."""
+        if targets is None or self.exposure is None:
+            return None
+        return self.log_exposure(targets)
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
-        log_rate = self._log_rate(raw, targets)
+        log_rate = self._log_rate(raw, self._known(targets))
         counts, observed = split_gaps(targets)
         cells = counts * log_rate - log_rate.exp() - torch.lgamma(counts + 1)
         return _masked(cells, observed)
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
-        root = self._information(self._log_rate(raw, targets)).sqrt()
+        root = (0.5 * self._log_rate(raw, self._known(targets))).exp()
         return jacobian * _masked(root, split_gaps(targets)[1])[:, None]
 
-    def _information(self, log_rate: Tensor) -> Tensor:
-        return log_rate.exp()
-
     def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self._log_rate(raw, targets).exp()
+        return self._log_rate(raw, self._known(targets)).exp()
 
     def sample(
         self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
     ) -> Tensor:
+        log_exposure = self._known(targets)
         if targets is None and self.exposure is not None:
             noise = torch.randn((*raw.shape[:-1], 1), generator=generator, dtype=raw.dtype)
-            raw = raw + float(self.exposure[0]) + float(self.exposure[1]) * noise
-        return torch.poisson(self._rate(self._log_rate(raw, targets), generator), generator)
+            log_exposure = float(self.exposure[0]) + float(self.exposure[1]) * noise
+        rate = self._log_rate(raw, log_exposure).exp()
+        return torch.poisson(self._varied(rate, raw, generator), generator)
 
-    def _rate(self, log_rate: Tensor, generator: torch.Generator) -> Tensor:
-        """What the count's own noise is added to."""
-        return log_rate.exp()
+    def _varied(self, rate: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:
+        """The rate that the count's own noise is added to."""
+        return rate
 
 
 class NegativeBinomial(Poisson):
     """Counts that vary more: Poisson whose rate is itself gamma distributed.
 
     Variance ``mean + mean^2 / size_j``; the size (inverse dispersion) of each column is learned.
+
+    Parameters
+    ----------
+    mean, shift, scale, exposure
+        As for `Poisson`.
+    size : ndarray of shape (n_columns,), default=None
+        Sizes at the start; 1 without them.
+    varies : bool, default=False
+        Whether the decoder adds to the size's logarithm as a function of z: the raw output is then
+        (log-rate, addition), twice as wide.
 
     References
     ----------
@@ -721,30 +737,50 @@ class NegativeBinomial(Poisson):
         scale: Floats,
         exposure: Floats | None = None,
         size: Floats | None = None,
+        varies: bool = False,
     ) -> None:
         super().__init__(mean, shift, scale, exposure)
         start = np.ones(len(mean)) if size is None else size
-        self.log_size = nn.Parameter(torch.from_numpy(np.log(start)).clamp(*self.LOG_SIZE))
+        self.varies = varies
+        self.n_params = self.n_columns * (2 if varies else 1)
+        self.base = nn.Parameter(torch.from_numpy(np.log(start)).clamp(*self.LOG_SIZE))
 
-    def _sizes(self) -> Tensor:
-        return bound(self.log_size, *self.LOG_SIZE)
+    def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        bias, slope = super().start(noise, mean)
+        return nn.functional.pad(bias, (0, self.n_params - self.n_inputs)), slope
+
+    def log_size(self, raw: Tensor) -> Tensor:
+        """Logarithm of the sizes: (..., n_columns), or (n_columns,) if constant."""
+        added = raw[..., self.n_columns :] if self.varies else 0.0
+        return bound(self.base + added, *self.LOG_SIZE)
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
-        log_rate = self._log_rate(raw, targets)
+        log_rate = self._log_rate(raw, self._known(targets))
         counts, observed = split_gaps(targets)
-        log_size = self._sizes()
+        log_size = self.log_size(raw)
         size = log_size.exp()
         log_total = torch.logaddexp(log_rate, log_size.expand(log_rate.shape))
         ways = torch.lgamma(counts + size) - torch.lgamma(size) - torch.lgamma(counts + 1)
         cells = ways + size * (log_size - log_total) + counts * (log_rate - log_total)
         return _masked(cells, observed)
 
-    def _information(self, log_rate: Tensor) -> Tensor:
-        return (log_rate - nn.functional.softplus(log_rate - self._sizes())).exp()
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        log_rate, log_size = self._log_rate(raw, self._known(targets)), self.log_size(raw)
+        # log of the share of the variance that is Poisson's own: size / (mean + size)
+        log_own = -nn.functional.softplus(log_rate - log_size)
+        root, (_, observed) = (0.5 * (log_rate + log_own)).exp(), split_gaps(targets)
+        root = _masked(root, observed)
+        if self.varies:
+            # no closed form: a normal's of this variance, 1/2 (mean / (mean + size))^2, and where
+            # mean + size is not large a factor that is right as the mean goes to zero
+            total = torch.logaddexp(log_rate, log_size)
+            about_size = (0.5 * total.sigmoid()).sqrt() * (1 - log_own.exp())
+            root = torch.cat([root, _masked(about_size, observed)], -1)
+        return jacobian * root[:, None]
 
-    def _rate(self, log_rate: Tensor, generator: torch.Generator) -> Tensor:
-        size = self._sizes().exp().expand(log_rate.shape).contiguous()
-        return log_rate.exp() * torch._standard_gamma(size, generator=generator) / size
+    def _varied(self, rate: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:
+        size = self.log_size(raw).exp().expand(rate.shape).contiguous()
+        return rate * torch._standard_gamma(size, generator=generator) / size
 
 
 Likelihood = Gaussian | StudentT | Bernoulli | Categorical | ManyLevels | Poisson
@@ -756,15 +792,15 @@ class Mixed(nn.Module):
     Parameters
     ----------
     parts : sequence of likelihoods
-        One per group. One whose raw output is wider than its inputs (a `Gaussian` that varies)
-        comes last.
+        One per group.
     columns : sequence of sequences of int
         The columns of T that each part speaks about; together a partition of all columns.
 
     Notes
     -----
-    The raw output, the encoder's input and the means are the parts' own, one after the other;
-    targets and draws are in the order of T.
+    The encoder's input and the means are the parts' own, one after the other; targets and draws are
+    in the order of T. The raw output is first what a linear path reaches, of all parts, and then
+    what is left of each: additions to a spread.
     """
 
     def __init__(self, parts: Sequence[Likelihood], columns: Sequence[Sequence[int]]) -> None:
@@ -779,8 +815,9 @@ class Mixed(nn.Module):
         self.n_params = sum(part.n_params for part in parts)
         self.n_stats = sum(part.n_stats for part in parts)
         self._order = np.argsort(flat)  # from the parts' order to T's
-        self._widths = [part.n_params for part in parts]
         self._inputs = [part.n_inputs for part in parts]
+        # of the raw output: what a linear path reaches of each part, then what is left of each
+        self._widths = [*self._inputs, *(part.n_params - part.n_inputs for part in parts)]
 
     def log_unit(self, T: Floats) -> Floats:
         return self._each_array("log_unit", T)
@@ -803,7 +840,7 @@ class Mixed(nn.Module):
     def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         parts = zip(self.parts, noise.split(self._inputs), mean.split(self._inputs), strict=True)
         found = [part.start(own, center) for part, own, center in parts]
-        return torch.cat([bias for bias, _ in found]), torch.cat([slope for _, slope in found])
+        return self._joined([bias for bias, _ in found]), torch.cat([slope for _, slope in found])
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
         return self._join([p.log_prob(r, t) for p, r, t in self._each(raw, targets)])
@@ -811,11 +848,11 @@ class Mixed(nn.Module):
     def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
         found = [_nll_vjp(part, r, t) for part, r, t in self._each(raw, targets)]
         nll = torch.stack([value for value, _ in found]).sum(0)
-        return nll, lambda grad: torch.cat([back(grad) for _, back in found], -1)
+        return nll, lambda grad: self._joined([back(grad) for _, back in found])
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
-        parts = zip(self._each(raw, targets), jacobian.split(self._widths, -1), strict=True)
-        return torch.cat([part.whiten(r, j, t) for (part, r, t), j in parts], -1)
+        parts = zip(self._each(raw, targets), self.raw(jacobian), strict=True)
+        return self._joined([part.whiten(r, j, t) for (part, r, t), j in parts])
 
     def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
         return torch.cat([p.mean(r, t) for p, r, t in self._each(raw, targets)], -1)
@@ -827,7 +864,18 @@ class Mixed(nn.Module):
 
     def _each(self, raw: Tensor, targets: Tensor | None) -> list[tuple[Any, Tensor, Any]]:
         cells = [None] * len(self.columns) if targets is None else self._cells(targets)
-        return list(zip(self.parts, raw.split(self._widths, -1), cells, strict=True))
+        return list(zip(self.parts, self.raw(raw), cells, strict=True))
+
+    def raw(self, raw: Tensor) -> list[Tensor]:
+        """Each part's own raw output."""
+        both, n = raw.split(self._widths, -1), len(self._inputs)
+        left = zip(both[:n], both[n:], strict=True)
+        return [torch.cat([a, b], -1) if b.shape[-1] else a for a, b in left]
+
+    def _joined(self, raws: list[Tensor]) -> Tensor:
+        """The inverse of `raw`."""
+        both = [raw.tensor_split([n], -1) for raw, n in zip(raws, self._inputs, strict=True)]
+        return torch.cat([first for first, _ in both] + [left for _, left in both], -1)
 
     def _cells(self, targets: Tensor) -> list[Tensor]:
         return [targets[..., group] for group in self.columns]

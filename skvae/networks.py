@@ -233,6 +233,11 @@ class WithLinear(nn.Module):
         return out, back
 
 
+def width(network: nn.Module) -> int:
+    """Most numbers that a row becomes inside a network of dense layers."""
+    return max((size for p in network.parameters() for size in p.shape), default=1)
+
+
 class Completion(nn.Module):
     """What an encoder reads where cells are missing: their mean under the linear model.
 

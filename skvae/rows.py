@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CHUNK = 4096  # rows at a time in sums: temporary arrays stay small
-BLOCK = 2**20  # cells that a block holds at most, one column or 256 rows at least
+BLOCK = 2**18  # cells that a block holds at most, one column or 256 rows at least
 
 
 class DistinctRows:

@@ -45,7 +45,7 @@ class SpreadFit:
     model : VAE
         float32; its decoder is a `Spread`.
     part : Gaussian
-        The part of the model's likelihood that varies; its raw output comes last.
+        The part of the model's likelihood that varies, the last one.
     columns : list of int
         That it speaks about.
     rows, others : Sample
@@ -140,7 +140,8 @@ class SpreadFit:
 
     def mean(self, z: Tensor) -> Tensor:
         """Of these columns, (..., n_columns)."""
-        out: Tensor = self.spread.decoder(z)[..., -len(self.columns) :]
+        end = self.model.likelihood.n_inputs
+        out: Tensor = self.spread.decoder(z)[..., end - len(self.columns) : end]
         return out
 
     def _note(self, targets: Tensor, z: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def test_the_star():
     assert set(imports("fitting")) <= LEAVES | {"spread", "families"}
     estimator = imports("estimator")
     assert set(estimator) <= {"fitting", "families", "columns", "networks", "rows", "vae"}
-    assert estimator.get("networks", set()) <= {"ACTIVATIONS"}
+    assert estimator.get("networks", set()) <= {"ACTIVATIONS", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
 

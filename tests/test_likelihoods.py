@@ -66,12 +66,12 @@ def many_levels(n_levels=40, n_inputs=3):
     return ManyLevels(probability, basis)
 
 
-def counts(family, exposure=False):
+def counts(family, exposure=False, varies=False):
     mean, shift, scale = np.array([[5.0, 30.0, 65.0], [0.5, 2.0, 3.0], [0.4, 0.8, 1.0]])
     law = np.array([0.1, 0.4]) if exposure else None
     if family is Poisson:
         return Poisson(mean, shift, scale, law)
-    return NegativeBinomial(mean, shift, scale, law, np.array([4.0, 8.0, 20.0]))
+    return NegativeBinomial(mean, shift, scale, law, np.array([4.0, 8.0, 20.0]), varies)
 
 
 def mixed():
@@ -94,6 +94,11 @@ def mixed_all():
     return Mixed(parts, [group.tolist() for group in np.split(order, ends)])
 
 
+def mixed_varies():
+    parts = [counts(NegativeBinomial, True, True), bernoulli(), gaussian("each", True, (0, 1))]
+    return Mixed(parts, [[0, 6, 2], [3, 5, 7], [4, 1]])
+
+
 FAMILIES = {
     "gaussian-each": gaussian,
     "gaussian-common": lambda: gaussian("common"),
@@ -111,8 +116,11 @@ FAMILIES = {
     "poisson-exposure": lambda: counts(Poisson, True),
     "negative-binomial": lambda: counts(NegativeBinomial),
     "negative-binomial-exposure": lambda: counts(NegativeBinomial, True),
+    "negative-binomial-varies": lambda: counts(NegativeBinomial, varies=True),
+    "negative-binomial-exposure-varies": lambda: counts(NegativeBinomial, True, True),
     "mixed": mixed,
     "mixed-all": mixed_all,
+    "mixed-varies": mixed_varies,
 }
 
 
@@ -131,6 +139,22 @@ def parts_of(likelihood):
     if isinstance(likelihood, Mixed):
         return list(zip(likelihood.parts, likelihood.columns, strict=True))
     return [(likelihood, list(range(likelihood.n_columns)))]
+
+
+def raw_of(likelihood):
+    """Which of the raw outputs are each part's."""
+    every = torch.arange(likelihood.n_params)
+    return likelihood.raw(every) if isinstance(likelihood, Mixed) else [every]
+
+
+def with_exact_sizes(got, expected, likelihood):
+    """``got``, a matrix over raw outputs, but for what is only about right in it: sizes'."""
+    got = got.clone()
+    for (part, _), own in zip(parts_of(likelihood), raw_of(likelihood), strict=True):
+        if isinstance(part, NegativeBinomial):
+            sizes = own[part.n_columns :]
+            got[sizes, sizes] = expected[sizes, sizes]
+    return got
 
 
 def part_of(likelihood, column):
@@ -290,6 +314,7 @@ def test_information_is_the_expected_outer_product_of_the_score(likelihood):
         (score,) = torch.autograd.grad(cells.sum(), leaf)
         expected += (p[:, None] * score).T @ score
     got = information(likelihood, raw[None], base_row(likelihood)[None])[0]
+    got = with_exact_sizes(got, expected, likelihood)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -306,6 +331,7 @@ def test_information_is_the_negative_expected_hessian(likelihood):
                 (row,) = torch.autograd.grad(score[:, i].sum(), leaf, retain_graph=True)
                 curvature[i] -= p @ row
     got = information(likelihood, raw[None], base_row(likelihood)[None])[0]
+    got = with_exact_sizes(got, curvature, likelihood)
     torch.testing.assert_close(got, curvature, rtol=1e-9, atol=1e-10)
 
 
@@ -772,21 +798,25 @@ def test_many_levels_with_indicators_is_the_categorical():
 # ---------------------------------------------------------------- counts
 
 
-def log_pmf(likelihood, counts, mean):
+def log_pmf(likelihood, counts, mean, raw):
     if type(likelihood) is Poisson:
         return stats.poisson.logpmf(counts, mean)
-    size = likelihood.log_size.exp().detach().numpy()
+    size = likelihood.log_size(raw).exp().detach().numpy()
     return stats.nbinom.logpmf(counts, size, size / (size + mean))
 
 
-@pytest.mark.parametrize("family", [Poisson, NegativeBinomial])
+@pytest.mark.parametrize(
+    "family, varies", [(Poisson, False), (NegativeBinomial, False), (NegativeBinomial, True)]
+)
 @pytest.mark.parametrize("exposure", [False, True])
-def test_counts_are_scipys(family, exposure):
-    likelihood = counts(family, exposure)
+def test_counts_are_scipys(family, varies, exposure):
+    likelihood = counts(family, exposure, varies)
     raw, cells = raw_for(likelihood, 30) + 2.0, targets_for(likelihood, 30)
     times = cells.sum(1, keepdim=True).clamp_min(0.5) / 100.0 if exposure else 1.0  # 5 + 30 + 65
-    mean = times * raw.exp()
-    expected = log_pmf(likelihood, cells.numpy(), mean.numpy())
+    mean = times * raw[:, :3].exp()
+    if varies:
+        torch.testing.assert_close(likelihood.log_size(raw), likelihood.base + raw[:, 3:])
+    expected = log_pmf(likelihood, cells.numpy(), mean.numpy(), raw)
     got = likelihood.log_prob(raw, cells).detach()
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(likelihood.mean(raw, cells), mean, rtol=1e-12, atol=0.0)
@@ -815,7 +845,7 @@ def test_draws_of_new_rows_have_exposures_of_their_own(family):
     mean, covariance = first * rate, (second - first**2) * rate[:, None] * rate
     covariance += (first * rate).diag()
     if family is NegativeBinomial:
-        covariance += (second * rate.square() / likelihood.log_size.exp().detach()).diag()
+        covariance += (second * rate.square() / likelihood.base.exp().detach()).diag()
     deviation = draws - mean
     products = (deviation[:, :, None] * deviation[:, None]).flatten(1)
     for values, expected in ((draws, mean), (products, covariance.flatten())):
@@ -837,6 +867,21 @@ def test_negative_binomial_of_great_size_is_poisson():
     )
 
 
+@pytest.mark.parametrize("size", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize("mean", [0.1, 3.0, 300.0])
+def test_information_about_a_size_is_about_right(size, mean):
+    one = np.array([1.0])
+    likelihood = NegativeBinomial(one, 0 * one, one, None, size * one, True)
+    raw = torch.tensor([[math.log(mean), 0.0]], dtype=F64)
+    got = float(information(likelihood, raw, torch.ones(1, 1, dtype=F64))[0, 1, 1])
+    nodes = torch.arange(20_000, dtype=F64)[:, None]
+    leaf = raw.repeat(len(nodes), 1).requires_grad_()
+    cells = likelihood.log_prob(leaf, nodes)
+    (score,) = torch.autograd.grad(cells.sum(), leaf)
+    exact = float((cells.exp() * score[:, 1:].square()).sum().detach())
+    assert 0.65 * exact < got < 1.35 * exact
+
+
 # ---------------------------------------------------------------- the start
 
 
@@ -847,6 +892,7 @@ START = {
     "bernoulli": bernoulli,
     "many-levels": many_levels,
     "poisson": lambda: counts(Poisson),
+    "negative-binomial-varies": lambda: counts(NegativeBinomial, varies=True),
 }
 
 
@@ -893,26 +939,38 @@ def test_the_start_has_the_columns_means(make):
     assert (slope > 0).all()
 
 
-def test_mixed_starts_as_its_parts():
-    likelihood, alone = mixed_all(), mixed_all()
+@pytest.mark.parametrize("make", [mixed_all, mixed_varies])
+def test_mixed_starts_as_its_parts(make):
+    likelihood, alone = make(), make()
     noise = torch.linspace(0.2, 0.8, likelihood.n_inputs, dtype=F64)
     mean = torch.linspace(-1.0, 1.0, likelihood.n_inputs, dtype=F64)
     bias, slope = likelihood.start(noise, mean)
-    begin, at = 0, 0
-    for part, own in zip(likelihood.parts, alone.parts, strict=True):
+    begin = 0
+    for part, own, at in zip(likelihood.parts, alone.parts, raw_of(likelihood), strict=True):
         inputs = slice(begin, begin + part.n_inputs)
         expected = own.start(noise[inputs], mean[inputs])
-        assert torch.equal(bias[at : at + part.n_params], expected[0])
+        assert torch.equal(bias[at], expected[0])
         assert torch.equal(slope[inputs], expected[1])
         for one, other in zip(part.parameters(), own.parameters(), strict=True):
             assert torch.equal(one, other)
-        begin, at = begin + part.n_inputs, at + part.n_params
+        begin += part.n_inputs
 
 
 # ---------------------------------------------------------------- Mixed
 
 
-@pytest.mark.parametrize("make", [mixed, mixed_all])
+@pytest.mark.parametrize("make", [mixed, mixed_all, mixed_varies])
+def test_a_linear_path_reaches_each_parts_inputs(make):
+    """The raw output is first what it reaches, part after part, and then the rest."""
+    likelihood = make()
+    each = list(zip(likelihood.parts, raw_of(likelihood), strict=True))
+    order = [own[: part.n_inputs] for part, own in each] + [
+        own[part.n_inputs :] for part, own in each
+    ]
+    assert torch.cat(order).tolist() == list(range(likelihood.n_params))
+
+
+@pytest.mark.parametrize("make", [mixed, mixed_all, mixed_varies])
 @pytest.mark.parametrize("gaps", [False, True])
 def test_mixed_is_its_parts_in_the_order_of_T(make, gaps):
     likelihood = make()
@@ -931,9 +989,9 @@ def test_mixed_is_its_parts_in_the_order_of_T(make, gaps):
     root = information(likelihood, raw, targets)
     stated = likelihood.mean(raw, targets)
     restored = likelihood.restore_mean(stated.detach().numpy())
-    begin, at, inputs = 0, 0, []
-    for part, group in parts_of(likelihood):
-        theirs_raw, theirs_stats = slice(begin, begin + part.n_params), slice(at, at + part.n_stats)
+    at, inputs = 0, []
+    for (part, group), theirs_raw in zip(parts_of(likelihood), raw_of(likelihood), strict=True):
+        theirs_stats = slice(at, at + part.n_stats)
         own, theirs = raw[:, theirs_raw], targets[:, group]
         torch.testing.assert_close(
             likelihood.log_prob(raw, targets)[:, group], part.log_prob(own, theirs)
@@ -942,9 +1000,12 @@ def test_mixed_is_its_parts_in_the_order_of_T(make, gaps):
         assert torch.equal(stated[:, theirs_stats], mean)
         np.testing.assert_array_equal(restored[:, group], part.restore_mean(mean.detach().numpy()))
         torch.testing.assert_close(
-            root[:, theirs_raw, theirs_raw], information(part, own, theirs), rtol=1e-12, atol=1e-12
+            root[:, theirs_raw[:, None], theirs_raw],
+            information(part, own, theirs),
+            rtol=1e-12,
+            atol=1e-12,
         )
-        root[:, theirs_raw, theirs_raw] = 0.0
+        root[:, theirs_raw[:, None], theirs_raw] = 0.0
         assert torch.equal(draws[:, group], part.sample(own, generator, theirs))
         np.testing.assert_array_equal(
             likelihood.restore(targets.numpy())[:, group], part.restore(theirs.numpy())
@@ -954,7 +1015,7 @@ def test_mixed_is_its_parts_in_the_order_of_T(make, gaps):
                 getattr(likelihood, method)(T)[:, group], getattr(part, method)(T[:, group])
             )
         inputs.append(part.embed(theirs))
-        begin, at = begin + part.n_params, at + part.n_stats
+        at += part.n_stats
     assert not root.any()  # nothing between the parts
     embedded = likelihood.embed(targets)
     torch.testing.assert_close(embedded, torch.cat(inputs, 1), rtol=0, atol=0, equal_nan=True)
