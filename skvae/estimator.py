@@ -615,7 +615,7 @@ class VAETransformer(
             part, normal_columns = normal
             variance[normal_columns] = 0.0
         with torch.no_grad():
-            for rows in _slices(len(targets), width(module)):
+            for rows in _slices(len(targets), 8 * width(module)):
                 mean, log_var = module.posterior(targets[rows])
                 kl += share[rows] @ module.prior.kl(mean, log_var).double()
                 if normal is not None and part.varies:
