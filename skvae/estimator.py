@@ -113,7 +113,7 @@ class VAETransformer(
         is weighed by ``psi_j ** -precision_power``, with psi its noise variance in factor
         analysis. 0 starts at probabilistic PCA (best reconstruction of standardised columns),
         1 at factor analysis (best linear likelihood). "auto" takes the largest power whose
-        reconstruction error is within 2% of PCA's, but no more than 0.5; 0 where ``noise`` is a
+        reconstruction error is within 2% of PCA's, but no more than 0.25; 0 where ``noise`` is a
         number or some column is neither normal nor Student's t.
     likelihood : {"auto", "gaussian", "student_t", "log_normal", "bernoulli", "categorical", \
             "poisson", "negative_binomial"} or mapping, default="auto"
@@ -160,8 +160,10 @@ class VAETransformer(
         ``beta`` throughout.
     n_score_samples : int, default=256
         Points of the importance-weighted bound in `score_samples`.
-    alpha : float, default=0.0
-        L2 penalty ``alpha / 2 * ||weights||^2`` on the networks' weights, in nats per row. The
+    alpha : float, default=4.0
+        Strength of the L2 penalty on the networks' weights. As in scikit-learn's `MLPRegressor` it
+        is divided by the number of (distinct) rows n where it is added to the loss, nats per row:
+        ``alpha / (2 n) * ||weights||^2``, a normal prior of precision ``alpha`` on each weight. The
         linear path is not penalised: a strong penalty leads to the linear model, not to nothing.
         With ``noise="auto"`` it, like ``dropout``, acts where the mean is trained, not on the
         spread.
@@ -222,8 +224,8 @@ class VAETransformer(
         The power that was used.
     linear_encoder_ : bool
         Whether the encoder, and with it `transform`, is still the linear start's. Up to 5,000 rows
-        it is, unless the held-out rows' ELBO rises beyond doubt where it is trained (Wilcoxon's
-        signed-rank test at 0.1%); the decoder is then trained alone.
+        of Gaussian columns it is, and the decoder is trained alone, unless the held-out rows' ELBO
+        is beyond doubt better with a trained encoder (Student's or Wilcoxon's test at 0.1%).
     noise_variance_ : ndarray of shape (n_features_in_,)
         Spread of each column given z, as a variance in original units (of the logarithm, where
         that is normal), averaged over the training rows; infinite where no float is that large,
@@ -291,7 +293,7 @@ class VAETransformer(
         beta: float = 1.0,
         kl_warmup: int = 0,
         n_score_samples: int = 256,
-        alpha: float = 0.0,
+        alpha: float = 4.0,
         dropout: float = 0.0,
         learning_rate_init: float = 4e-3,
         batch_size: int | str = "auto",

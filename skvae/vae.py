@@ -119,7 +119,8 @@ class VAE(nn.Module):
         to_mean, to_log_var = back_prior(beta * weights)
         to_log_var = torch.addcmul(to_log_var, to_z, noise * sigma, value=0.5)
         to_log_var.masked_fill_(unbounded != log_var, 0.0)
-        back_encoder(torch.cat([to_mean + to_z, to_log_var], -1), False)
+        if any(p.requires_grad for p in self.encoder.parameters()):
+            back_encoder(torch.cat([to_mean + to_z, to_log_var], -1), False)
         return weights @ torch.add(nll, kl, alpha=beta)
 
     def log_joint(self, z: Tensor, targets: Tensor) -> Tensor:

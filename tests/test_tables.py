@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import multivariate_normal, norm
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -599,6 +600,28 @@ def test_counts_relative_to_the_total(family):
     drawn = vae.sample(100, random_state=0)
     assert (drawn == drawn.round()).all() and (drawn >= 0).all()
     assert vae.score_samples(row).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "noise, varies",
+    [("auto", True), ("heteroscedastic", True), ("homoscedastic", False), ("isotropic", False)],
+)
+def test_dispersions_are_functions_of_z_as_noise_says(noise, varies):
+    """Rows of a high rate are dispersed more than others: sizes exp(-1) and exp(1)."""
+    random = np.random.default_rng(0)
+    z = np.sign(random.normal(size=(400, 1)))
+    size, rate = np.exp(z), np.exp(2.5 - 1.0 * z)
+    X = random.negative_binomial(size, size / (size + rate), size=(400, 6)).astype(float)
+    vae = model(1, likelihood="negative_binomial", noise=noise, max_iter=60, n_iter_no_change=30)
+    vae.set_params(learning_rate_init=1e-2, hidden_layer_sizes=(32, 32), alpha=0.0).fit(X)
+    likelihood = vae.module_.likelihood
+    assert likelihood.varies == varies
+    assert likelihood.n_params == (12 if varies else 6)
+    if varies:
+        raw = vae.module_.decoder(torch.from_numpy(vae.transform(X)))
+        sizes = likelihood.log_size(raw).detach().numpy()
+        low, high = (sizes[z[:, 0] == sign].mean() for sign in (-1, 1))
+        assert -1.3 < low < -0.5 and 0.4 < high < 1.3
 
 
 def test_exposure_is_scale_free_to_the_encoder():
