@@ -471,9 +471,9 @@ class Fit:
 
         Where rows are few, two things more. The encoder of normal columns, exact at the start, has
         to earn its network: the decoder is also trained alone, and unless held-out rows prove that
-        their ELBO gains more where both are, the encoder stays as it is. And each row counts: the model is then trained
-        anew on all of them, for as many epochs and at the same learning rates as led to the best
-        weights.
+        their ELBO gains more where both are, the encoder stays as it is. And each row counts: the
+        model is then trained anew on all of them, for as many epochs and at the same learning rates
+        as led to the best weights.
         """
         s = self.settings
         few = s.early_stopping and len(targets) <= FEW_ROWS
