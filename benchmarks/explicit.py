@@ -19,7 +19,7 @@ from benchmarks.datasets import load
 from benchmarks.quality import cell, splits
 from skvae import VAETransformer
 
-PATIENT = {"batch_size": 32, "activation": "silu", "n_iter_no_change": 40}
+PATIENT = {"batch_size": 32, "activation": "silu", "n_iter_no_change": 40, "alpha": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "homoscedastic": {"noise": "homoscedastic"},
     "homoscedastic, patient": {"noise": "homoscedastic", **PATIENT},

@@ -605,13 +605,10 @@ class Fit:
             nats = cells.sum(-1)
         cells, observed = split_gaps(targets[:, columns])
         seen = torch.ones_like(cells) if observed is None else observed
-        error = (
-            (cells - part.location(gaussian_raw(likelihood, raw))).square()
-            * (-part.base).exp()
-            * seen
-        )
-        unit = 0.5 * (seen @ part.base)
-        return nats - unit - kl, error.sum(-1).mean(0), seen.sum(-1)
+        deviation = cells - part.location(gaussian_raw(likelihood, raw))
+        error = deviation.square() * (-part.base).exp() * seen
+        nats = nats - 0.5 * (seen @ part.base) - kl
+        return nats, error.sum(-1).mean(0), seen.sum(-1)
 
     # ---------------------------------------------------------------- the spread
 
