@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "noise": "heteroscedastic",
         **PATIENT,
         "batch_size": 16,
-        "alpha": 10.0,
+        "alpha": 3.0,
     },
 }
 SMALL = ["iris", "wine", "breast_cancer", "diabetes"]
