@@ -60,6 +60,8 @@ ARCHITECTURE = (
 )
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 FEW = 10  # points that stand for a posterior: fewer are worth a warning
+MOVED = 256  # where no more do, draws are moved on
+N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
 WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
 
@@ -724,7 +726,8 @@ class VAETransformer(
         """Draw new rows: z from the prior, x from p(x | z).
 
         With ``given``, z is drawn from its posterior given these cells instead, by importance
-        resampling; they are kept, and the others drawn.
+        resampling and, where few points count, 50 steps of elliptical slice sampling; they are
+        kept, and the others drawn.
 
         Parameters
         ----------
@@ -768,7 +771,7 @@ class VAETransformer(
             warnings.warn(
                 f"Row {few[0]} of what is given is so improbable that only "
                 f"{self.effective_sample_size_[few[0]]:.1f} points stand for its posterior: draws "
-                "of z are nearly alike. Give fewer or likelier cells.",
+                "of z may be too much alike. Give fewer or likelier cells.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -794,7 +797,11 @@ class VAETransformer(
     def _resample(
         self, T: columns.Floats, n_draws: int, random: np.random.RandomState
     ) -> tuple[Tensor, columns.Floats]:
-        """Draws of z given the observed cells, (n_rows, n_draws, k), and effective sample sizes."""
+        """Draws of z given the observed cells, (n_rows, n_draws, k), and effective sample sizes.
+
+        Points weighed by importance; where few of them count, draws are then moved on, each by a
+        Markov chain of its own.
+        """
         k = self._n_features_out
         m = max(self.n_score_samples, min(max(4 * n_draws, 256), MOST_POINTS))
         points = torch.tensor(_normal_points(m, k, random.randint(2**31 - 1)))
@@ -810,6 +817,14 @@ class VAETransformer(
                     uniform = random.uniform(size=n_draws) * below[i, -1]
                     chosen = np.searchsorted(below[i], uniform, side="right").clip(max=m - 1)
                     z[row] = candidates[chosen, i]
+            generator = torch.Generator().manual_seed(random.randint(2**31 - 1))
+            # (row, draw) of what is moved
+            moved = torch.from_numpy(size < MOVED).nonzero().expand(-1, n_draws).reshape(-1)
+            draw = torch.arange(n_draws).repeat(len(moved) // n_draws)
+            for part in _slices(len(moved), width(self.module_.decoder)):
+                at = moved[part], draw[part]
+                targets = torch.tensor(self.module_.likelihood.standardize(T[at[0].numpy()]))
+                z[at] = self.module_.move(z[at], targets, N_MOVES, generator)
         return z, size
 
     def impute(self, X: Any, n_draws: int | None = None, random_state: Any = None) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 # exp of these bounds stays far inside float32, whatever an encoder says
 LOG_VAR_BOUNDS = (-30.0, 10.0)
+MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
 
 class VAE(nn.Module):
@@ -178,6 +179,39 @@ class VAE(nn.Module):
         gradient = (jacobian @ score[..., None])[..., 0] + prior_score
         root = self.likelihood.whiten(raw[:, 0], jacobian, targets)  # (n, k, n_params)
         return gradient, eye + root @ root.mT
+
+    def move(self, z: Tensor, targets: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
+        """Steps of elliptical slice sampling from z, each (n, k), that leave p(z | x) as it is.
+
+        Each step goes to a point on the ellipse through z and a draw from the prior, standard
+        normal, at which log p(x | z) is above a random share of what it is at z.
+
+        References
+        ----------
+        Murray, Adams and MacKay, "Elliptical slice sampling", AISTATS 2010.
+        """
+
+        def uniform() -> Tensor:
+            return torch.rand((len(z), 1), generator=generator, dtype=z.dtype)
+
+        def log_likelihood(z: Tensor) -> Tensor:
+            return self.likelihood.log_prob(self.decoder(z), targets).sum(-1, keepdim=True)
+
+        for _ in range(n_steps):
+            other = self.prior.sample(len(z), generator, z.dtype)
+            level = log_likelihood(z) + uniform().log()  # (n, 1)
+            angle = 2 * math.pi * uniform()
+            low, high = angle - 2 * math.pi, angle
+            for _ in range(MOST_TRIES):
+                found = z * angle.cos() + other * angle.sin()
+                inside = log_likelihood(found) > level
+                if inside.all():
+                    break
+                # the bracket shrinks towards z, at angle zero; what is inside stays
+                low, high = torch.where(angle < 0, angle, low), torch.where(angle < 0, high, angle)
+                angle = torch.where(inside, angle, low + (high - low) * uniform())
+            z = torch.where(inside, found, z)
+        return z
 
     def log_weights(
         self, targets: Tensor, points: Tensor, n_steps: int = 2

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import skvae.vae
 from skvae import VAETransformer
 from skvae.columns import missing
 from skvae.likelihoods import ManyLevels
@@ -578,6 +579,28 @@ def test_draws_given_a_category_follow_the_truth(library):
     for level, kind in enumerate("xyz"):
         share = np.mean([found == kind for found in drawn["kind"]])
         assert abs(share - SHARES[level] * FLAGS[level] / 0.5) < bias + 4 * error
+
+
+@pytest.mark.filterwarnings("ignore:Row 0 of what is given:UserWarning")
+def test_draws_are_right_where_few_points_count(monkeypatch):
+    """One component, and a row that one point of 256 stands for: draws still have its posterior."""
+    random = np.random.default_rng(0)
+    X = random.normal(size=(200, 1)) @ random.normal(size=(1, 20)) + random.normal(size=(200, 20))
+    vae = linear_model(1).fit(X)
+    shifted = skvae.vae.VAE.log_weights
+
+    def poor(self, targets, points, *args):
+        return shifted(self, targets, points + 40.0, *args)  # none where the posterior is
+
+    monkeypatch.setattr(skvae.vae.VAE, "log_weights", poor)
+    row = np.where(np.arange(20) < 10, X[0], np.nan)
+    n = 1000
+    drawn = vae.sample(n, given=row[None], random_state=0)
+    assert vae.effective_sample_size_[0] < 5
+    mean, covariance = conditional(*(linear_truth(vae)[i] for i in (0, 2)), row)
+    error = np.sqrt(np.diag(covariance)[10:] / n)
+    assert (np.abs(drawn[:, 10:].mean(0) - mean[10:]) < 4.5 * error).all()
+    np.testing.assert_array_equal(drawn[:, :10], np.tile(X[0, :10], (n, 1)))
 
 
 # ---------------------------------------------------------------- counts and many levels

@@ -475,6 +475,50 @@ def test_the_bound_holds_over_scramblings():
     assert gaps[1] < 0.1 * gaps[0]
 
 
+def test_moves_end_at_the_posterior_from_anywhere():
+    """Draws that begin two units off; each is a chain of its own."""
+    n = 4000
+    vae, W, bias, noise = linear_model()
+    x = bias + W @ torch.tensor([1.0, -1.5], dtype=F64) + 0.3
+    precision = torch.eye(2, dtype=F64) + W.T @ (W / noise[:, None])
+    covariance = precision.inverse()
+    mean = covariance @ W.T @ ((x - bias) / noise)
+    start = mean + 2.0 + 0.1 * randn(n, 2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        z = vae.move(start, x.expand(n, -1), 30, generator)
+        near = vae.move(start, x.expand(n, -1), 1, generator)
+    assert (near.mean(0) - mean).abs().max() > 0.5  # one step does not suffice
+    error = (covariance.diagonal() / n).sqrt()
+    assert ((z.mean(0) - mean).abs() < 4 * error).all()
+    deviation = z - mean
+    products = (deviation[:, :, None] * deviation[:, None]).flatten(1)
+    error = products.std(0) / math.sqrt(n)
+    assert ((products.mean(0) - covariance.flatten()).abs() < 4 * error).all()
+
+
+def test_moves_leave_a_curved_posterior_as_it_is():
+    """From exact draws, by a table of its distribution function, to draws of the same law."""
+    vae, n = curved_model(), 4000
+    x = torch.tensor([[0.3, -0.4]], dtype=F64)
+    grid = torch.linspace(-6, 6, 20_001, dtype=F64)[:, None]
+    with torch.no_grad():
+        below = vae.log_joint(grid, x).softmax(0).cumsum(0)
+        exact = grid[torch.searchsorted(below, torch.linspace(0, 1, n + 2, dtype=F64)[1:-1])]
+        z = vae.move(exact, x.expand(n, -1), 5, torch.Generator().manual_seed(0))
+    assert (z != exact).all()
+    position = below[torch.searchsorted(grid[:, 0], z[:, 0])].sort().values
+    distance = (position - (torch.arange(n) + 0.5) / n).abs().max()
+    assert float(distance) < 1.95 / math.sqrt(n)  # Kolmogorov's at 0.1%
+
+
+def test_moves_stay_where_nothing_is_likelier():
+    vae = curved_model()
+    z, nothing = randn(5, 1), torch.full((5, 2), 1e200, dtype=F64)  # of density zero everywhere
+    with torch.no_grad():
+        assert torch.equal(vae.move(z, nothing, 2, torch.Generator().manual_seed(0)), z)
+
+
 def test_laplace_never_goes_downhill():
     vae, targets = curved_model(seed=2, sigma=0.05), 3 * randn(20, 2, seed=3)
     with torch.no_grad():
