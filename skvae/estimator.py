@@ -59,8 +59,7 @@ ARCHITECTURE = (
     "noise_floor",
 )
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
-FEW = 10  # points that stand for a posterior: fewer are worth a warning
-MOVED = 256  # where no more do, draws are moved on
+FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
 WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
@@ -819,7 +818,7 @@ class VAETransformer(
                     z[row] = candidates[chosen, i]
             generator = torch.Generator().manual_seed(random.randint(2**31 - 1))
             # (row, draw) of what is moved
-            moved = torch.from_numpy(size < MOVED).nonzero().expand(-1, n_draws).reshape(-1)
+            moved = torch.from_numpy(size < FEW).nonzero().expand(-1, n_draws).reshape(-1)
             draw = torch.arange(n_draws).repeat(len(moved) // n_draws)
             for part in _slices(len(moved), width(self.module_.decoder)):
                 at = moved[part], draw[part]

@@ -191,26 +191,31 @@ class VAE(nn.Module):
         Murray, Adams and MacKay, "Elliptical slice sampling", AISTATS 2010.
         """
 
-        def uniform() -> Tensor:
-            return torch.rand((len(z), 1), generator=generator, dtype=z.dtype)
+        def uniform(n: int) -> Tensor:
+            return torch.rand((n, 1), generator=generator, dtype=z.dtype)
 
-        def log_likelihood(z: Tensor) -> Tensor:
+        def log_likelihood(z: Tensor, targets: Tensor) -> Tensor:
             return self.likelihood.log_prob(self.decoder(z), targets).sum(-1, keepdim=True)
 
+        z = z.clone()
         for _ in range(n_steps):
-            other = self.prior.sample(len(z), generator, z.dtype)
-            level = log_likelihood(z) + uniform().log()  # (n, 1)
-            angle = 2 * math.pi * uniform()
+            # of the rows that have yet to find their point
+            rows, x = torch.arange(len(z)), targets
+            here, other = z, self.prior.sample(len(z), generator, z.dtype)
+            level = log_likelihood(z, x) + uniform(len(z)).log()  # (n, 1)
+            angle = 2 * math.pi * uniform(len(z))
             low, high = angle - 2 * math.pi, angle
             for _ in range(MOST_TRIES):
-                found = z * angle.cos() + other * angle.sin()
-                inside = log_likelihood(found) > level
+                found = here * angle.cos() + other * angle.sin()
+                inside = (log_likelihood(found, x) > level)[:, 0]
+                z[rows[inside]] = found[inside]
                 if inside.all():
                     break
-                # the bracket shrinks towards z, at angle zero; what is inside stays
+                # the bracket shrinks towards z, at angle zero
                 low, high = torch.where(angle < 0, angle, low), torch.where(angle < 0, high, angle)
-                angle = torch.where(inside, angle, low + (high - low) * uniform())
-            z = torch.where(inside, found, z)
+                left = rows, x, here, other, level, low, high
+                rows, x, here, other, level, low, high = (each[~inside] for each in left)
+                angle = low + (high - low) * uniform(len(low))
         return z
 
     def log_weights(
