@@ -81,7 +81,10 @@ class Columns:
             if family == "categorical":
                 schema.levels[j] = schema._find_levels(X, j)
             elif library is not None and _family(names[j], dtypes[j]) == "categorical":
-                schema._numbers(X, j)  # refuses text
+                raise ValueError(
+                    f"Column {names[j]!r} is of type {dtypes[j]}, and likelihood says {family!r}, "
+                    "which is of numbers. Convert it to numbers first, or leave it categorical."
+                )
         return schema
 
     def _index(self, name: Any, parameter: str) -> int:

@@ -59,6 +59,7 @@ ARCHITECTURE = (
     "noise_floor",
 )
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
+COUNTS = {"poisson", "negative_binomial"}
 FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
@@ -101,11 +102,12 @@ class VAETransformer(
         Activation of the hidden layers.
     encoder, decoder : nn.Module, callable or None, default=None
         Your own networks in place of the MLPs: a module, which is copied, or a callable
-        ``(n_in, n_out) -> nn.Module``. An encoder maps (n, n_columns) standardised cells to
+        ``(n_in, n_out) -> nn.Module``. An encoder maps (n, n_inputs) standardised cells to
         (n, 2 * n_components), means and log-variances side by side; a decoder maps
-        (n, n_components) to (n, n_params), the likelihood's parameters: one per column (of
-        categories one per level), and after these one more, for the spread, per Gaussian column
-        with ``noise="heteroscedastic"`` and per negative binomial column with that or "auto". The
+        (n, n_components) to (n, n_params), the likelihood's parameters. Inputs and parameters are
+        one per column (of categories one per level, a few numbers beyond 64 levels); parameters
+        have after these one more, for the spread, per Gaussian column with
+        ``noise="heteroscedastic"`` and per negative binomial column with that or "auto". The
         linear path is added to yours, which enters through a gate that starts at zero.
     init : {"linear", "random"}, default="linear"
         "linear" starts at the solution of the linear model, "random" at random weights.
@@ -138,7 +140,8 @@ class VAETransformer(
         are described by up to 8 numbers a level, which say how the other columns' means differ.
     exposure : {None, "total"}, default=None
         "total": counts are relative to the row's total count over the columns of their family,
-        as for the library size of a cell; densities are then those given this total.
+        as for the library size of a cell. The row's own total then sets its rates, so a score is
+        that of the counts at these rates: compare it with scores of the same ``exposure`` alone.
     noise : {"auto", "heteroscedastic", "homoscedastic", "isotropic"} or float, default="auto"
         The spread of a Gaussian decoder. "heteroscedastic": one per column as a function of z,
         trained together with the mean; "homoscedastic": one per column; "isotropic": one for all
@@ -164,7 +167,8 @@ class VAETransformer(
     alpha : float, default=4.0
         Strength of the L2 penalty on the networks' weights. As in scikit-learn's `MLPRegressor` it
         is divided by the number of (distinct) rows n where it is added to the loss, nats per row:
-        ``alpha / (2 n) * ||weights||^2``, a normal prior of precision ``alpha`` on each weight. The
+        ``alpha / (2 n) * ||weights||^2``, a normal prior of precision ``alpha`` on each weight
+        where rows do not repeat. In `partial_fit` n counts the rows of all passes so far. The
         linear path is not penalised: a strong penalty leads to the linear model, not to nothing.
         With ``noise="auto"`` it, like ``dropout``, acts where the mean is trained, not on the
         spread.
@@ -212,7 +216,8 @@ class VAETransformer(
         Epochs run.
     loss_curve_ : list of float
         Training loss of each epoch, nats per row in original units: the negative ELBO under the
-        spread that trains the mean.
+        spread that trains the mean. Where ``linear_encoder_``, of the decoder's training alone;
+        ``verbose`` and callbacks follow the training of both, which comes first.
     validation_scores_ : list of float
         Held-out ELBO after each epoch, nats per row in original units, at the spread that suits
         the held-out rows best where ``noise`` is "auto" or "isotropic". Empty without
@@ -224,9 +229,10 @@ class VAETransformer(
     precision_power_ : float
         The power that was used.
     linear_encoder_ : bool
-        Whether the encoder, and with it `transform`, is still the linear start's. Up to 5,000 rows
-        of Gaussian columns it is, and the decoder is trained alone, unless the held-out rows' ELBO
-        is beyond doubt better with a trained encoder (Student's or Wilcoxon's test at 0.1%).
+        Whether the encoder, and with it `transform`, is still the linear start's. With
+        ``early_stopping``, ``init="linear"``, no own encoder and up to 5,000 rows of Gaussian
+        columns it is, and the decoder is trained alone, unless the held-out rows' ELBO is beyond
+        doubt better with a trained encoder (Student's or Wilcoxon's test at 0.1%).
     noise_variance_ : ndarray of shape (n_features_in_,)
         Spread of each column given z, as a variance in original units (of the logarithm, where
         that is normal), averaged over the training rows; infinite where no float is that large,
@@ -480,10 +486,18 @@ class VAETransformer(
     ) -> DistinctRows:
         """X and the weights, checked: distinct rows in canonical order."""
         X = self._validated(X, reset=reset)
-        if reset:
-            self._columns = columns.Columns.read(X, self.likelihood, self.categorical_features)
         _check_shape(X, self)
         weights = _check_weights(sample_weight, len(X))
+        if reset:
+            counted = X if weights.all() else columns.Columns.take(X, np.flatnonzero(weights))
+            self._columns = columns.Columns.read(
+                counted, self.likelihood, self.categorical_features
+            )
+            if self.exposure is not None and not COUNTS & set(self._columns.families):
+                raise ValueError(
+                    f"exposure={self.exposure!r} is of counts, and no column has the likelihood of "
+                    "one. Give such columns likelihood='poisson' or 'negative_binomial'."
+                )
         rows = DistinctRows(self._columns, X, weights, self._check_cells)
         if len(rows) < enough:
             raise ValueError(

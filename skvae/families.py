@@ -176,25 +176,28 @@ def _counts(
 ) -> Any:
     mean, deviation = _statistics(rows, group)
     mean = mean.clip(min=0.5 / len(rows))
+    # by moments: variance = mean + mean^2 / size
+    size = 1 / ((deviation / mean) ** 2 - 1 / mean).clip(1e-3, 20.0)
     spread = None
     sizes = np.ones((len(rows), 1))
     if exposure:
         usual, total = np.zeros((len(rows), 1)), np.zeros((len(rows), 1))
         for which in rows.column_blocks(range(len(group))):
             cells = rows.columns([group[i] for i in which])
-            usual += (mean[list(which)] * ~np.isnan(cells)).sum(1, keepdims=True)
-            total += np.nansum(cells, 1, keepdims=True)
+            for i, column in zip(which, cells.T, strict=True):  # one by one: blocks do not show
+                usual[:, 0] += np.where(np.isnan(column), 0.0, mean[i])
+                total[:, 0] += np.nan_to_num(column)
         sizes = total.clip(min=0.5) / np.where(usual > 0, usual, np.nan)
         logs = np.log(sizes)
         center, deviation_of_logs = location_and_scale(logs, rows.weights)
         varies = (usual > 0).any() and np.nanmax(logs) > np.nanmin(logs)
-        spread = np.concatenate([center, deviation_of_logs * varies])
+        # of totals' variation, what the counts' own noise brings is no exposure
+        noise = (mean + (family != "poisson") * mean**2 / size).sum() / mean.sum() ** 2
+        left = np.sqrt((deviation_of_logs**2 * varies - noise).clip(min=0.0))
+        spread = np.concatenate([center, left])
     shift, scale = _statistics(rows, group, lambda which, cells: np.log1p(cells / sizes))
     if family == "poisson":
         return Poisson(mean, shift, scale, spread)
-    # by moments: variance = mean + mean^2 / size
-    excess = (deviation / mean) ** 2 - 1 / mean
-    size = 1 / excess.clip(1e-3, 20.0)
     return NegativeBinomial(mean, shift, scale, spread, size, dispersions_vary)
 
 

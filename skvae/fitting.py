@@ -120,6 +120,7 @@ class Fit:
         self.interrupted = self.improving = False
         self.linear_encoder = False
         self.power = 0.0
+        self.n_rows = 0  # of all passes
         self.unit = self.held_out_unit = 0.0
         self.excess: Tensor | None = None
         self.mean: VAE  # what is trained first; the same as `module` without a separate spread
@@ -181,7 +182,8 @@ class Fit:
         self.unit = float(share @ units / share.sum())
         everything = torch.arange(len(rows))
         with self._randomness(generator):
-            model, trainer = self._prepare_mean(len(rows), generator)
+            self.n_rows += len(rows)
+            model, trainer = self._prepare_mean(self.n_rows, generator)
             if self.optimizer_state is not None:
                 trainer.resume(self.optimizer_state)
             batch = self._mean_rows(model, targets, share, everything, generator)
@@ -485,12 +487,12 @@ class Fit:
         data = targets, share, train, held_out, noise, generator
         encoder_too = True
         model, history, gains = self._train(*data, encoder_too, on_epoch)
-        if on_trial and history.best_iter > 0 and not history.interrupted:
-            alone = self._train(*data, encoder_too=False)
-            history.interrupted = alone[1].interrupted
-            if not _proven(gains - alone[2]):
-                encoder_too = False
-                model, history, _ = alone
+        if on_trial and history.best_iter > 0 and not (history.interrupted or history.stopped):
+            alone, its_history, its_gains = self._train(*data, encoder_too=False)
+            if its_history.interrupted:
+                history.interrupted = True  # keep what is finished
+            elif not _proven(gains - its_gains):
+                encoder_too, model, history = False, alone, its_history
         self.losses = history.losses
         self.interrupted = history.interrupted
         late = history.n_iter - history.best_iter < s.n_iter_no_change
@@ -510,7 +512,10 @@ class Fit:
                     model = again
             except KeyboardInterrupt:
                 self.interrupted = True
+        linear = self.mean.encoder
         self._keep(model)
+        if not encoder_too:
+            self.mean.encoder = linear  # exactly, not through float32
         self.linear_encoder &= not encoder_too
 
     def _train(
@@ -580,7 +585,8 @@ class Fit:
         with torch.no_grad():
             judged = [self._judge_part(model, *part) for part in parts]
         nats, error, n_cells = (torch.cat(each) for each in zip(*judged, strict=True))
-        best = ((share @ error) / (share @ n_cells).clamp_min(1e-12)).clamp_min(1e-12)
+        floor = self.settings.noise_floor**2
+        best = ((share @ error) / (share @ n_cells).clamp_min(1e-12)).clamp_min(floor)
         return nats - 0.5 * (n_cells * (LOG_2PI + best.log()) + error / best)
 
     def _judge_part(

@@ -620,11 +620,12 @@ class Poisson(nn.Module):
     exposure : ndarray of shape (2,), default=None
         Without it every row's exposure is 1. With it a row's exposure is its total count over
         what the columns' means would give it, as for the library size of a cell: the density is
-        then that of the counts given their total size, and draws of new rows take exposures from a
-        log-normal distribution with this mean and standard deviation of the logarithm.
+        then that of the counts at rates which their own total sets, and draws of new rows take
+        exposures from a log-normal distribution with this mean and standard deviation of the
+        logarithm.
     """
 
-    support = (0.0, math.inf)
+    support = (0.0, 1e13)  # about the highest rate
     integers = True
     LOG_RATE = (-30.0, 30.0)
 
@@ -681,10 +682,11 @@ class Poisson(nn.Module):
         return self.log_exposure(targets)
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
-        log_rate = self._log_rate(raw, self._known(targets))
-        counts, observed = split_gaps(targets)
+        # in double precision: what large counts cancel is large
+        log_rate = self._log_rate(raw, self._known(targets)).double()
+        counts, observed = split_gaps(targets.double())
         cells = counts * log_rate - log_rate.exp() - torch.lgamma(counts + 1)
-        return _masked(cells, observed)
+        return _masked(cells, observed).to(raw)
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         root = (0.5 * self._log_rate(raw, self._known(targets))).exp()
@@ -755,14 +757,14 @@ class NegativeBinomial(Poisson):
         return bound(self.base + added, *self.LOG_SIZE)
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
-        log_rate = self._log_rate(raw, self._known(targets))
-        counts, observed = split_gaps(targets)
-        log_size = self.log_size(raw)
+        log_rate = self._log_rate(raw, self._known(targets)).double()
+        counts, observed = split_gaps(targets.double())
+        log_size = self.log_size(raw).double()
         size = log_size.exp()
         log_total = torch.logaddexp(log_rate, log_size.expand(log_rate.shape))
         ways = torch.lgamma(counts + size) - torch.lgamma(size) - torch.lgamma(counts + 1)
         cells = ways + size * (log_size - log_total) + counts * (log_rate - log_total)
-        return _masked(cells, observed)
+        return _masked(cells, observed).to(raw)
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         log_rate, log_size = self._log_rate(raw, self._known(targets)), self.log_size(raw)

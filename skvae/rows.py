@@ -165,14 +165,15 @@ def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     unit = np.ldexp(1.0, exponent - 1)
     slices = [slice(start, start + CHUNK) for start in range(0, len(T), CHUNK)]
     share = (weights / weights.sum())[:, None]
-    gaps = np.isnan(T[slices[0]]).any() or np.isnan(T).any()
-    if gaps:
+    gaps = np.isnan(T).any(axis=0)
+    if gaps.any():
         total = np.sum([(share[c] * ~np.isnan(T[c])).sum(axis=0) for c in slices], axis=0)
-        share = share / np.where(empty, 1.0, total)  # (n_rows, n_columns)
+        # (n_rows, n_columns); a column without gaps is summed as it is alone, to the bit
+        share = np.asfortranarray(share / np.where(gaps & ~empty, total, 1.0))
 
     def weighted(rows: slice, cells: Floats) -> Any:
         # plain sums: a product with BLAS would depend on its number of threads
-        return (np.nansum if gaps else np.sum)(share[rows] * cells, axis=0)
+        return (np.nansum if gaps.any() else np.sum)(share[rows] * cells, axis=0)
 
     mean = np.sum([weighted(c, T[c] / unit) for c in slices], axis=0)
     first, second = np.zeros_like(mean), np.zeros_like(mean)

@@ -37,6 +37,7 @@ class History:
     best_iter: int = 0
     converged: bool = False
     interrupted: bool = False
+    stopped: bool = False  # by `on_epoch`
     # learning rate of each epoch on the way to the best weights, detours left out
     path: list[float] = field(default_factory=list)
 
@@ -280,6 +281,7 @@ class Trainer:
                     if score > reference + tol:
                         reference, waited = score, 0
                 if on_epoch is not None and on_epoch(history):
+                    history.stopped = True
                     break
                 if waited >= n_iter_no_change:
                     history.converged = True

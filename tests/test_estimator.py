@@ -1,6 +1,7 @@
 """VAETransformer: what it promises, and what it says to input that cannot be."""
 
 import ast
+import copy
 import inspect
 import math
 import re
@@ -904,6 +905,53 @@ def test_a_score_that_only_fell_asks_for_no_more_epochs(monkeypatch):
     quick(max_iter=3).fit(X)  # a warning would be an error
 
 
+@pytest.mark.parametrize("training", [2, 3])
+def test_interruption_of_a_later_training_keeps_the_first(training, monkeypatch):
+    """The second training is the decoder's alone, the third on all rows."""
+    X, trainer = curved(), skvae.training.Trainer
+    original, seen, kept = trainer.epoch, [], []
+
+    def epoch(self, rows, number=0):
+        if isinstance(self.module, skvae.vae.VAE) and self.module not in seen:
+            seen.append(self.module)
+        if len(seen) == training:
+            kept.extend(copy.deepcopy(module) for module in seen[:1])
+            raise KeyboardInterrupt
+        return original(self, rows, number)
+
+    monkeypatch.setattr(trainer, "epoch", epoch)
+    monkeypatch.setattr(skvae.fitting, "_proven", lambda gains: True)
+    estimator = quick(n_components=1, max_iter=30, n_iter_no_change=30, learning_rate_init=2e-2)
+    estimator.set_params(noise="isotropic")
+    with pytest.warns(ConvergenceWarning, match="Interrupted"):
+        estimator.fit(X)
+    assert len(seen) == training
+    assert estimator.n_iter_ > 1 and not estimator.linear_encoder_
+    for found, first in zip(
+        estimator.module_.parameters(), kept[0].double().parameters(), strict=True
+    ):
+        torch.testing.assert_close(found, first)
+
+
+def test_a_callback_that_stops_stops_all_training(monkeypatch):
+    trainings = []
+    original = skvae.training.Trainer.fit
+
+    def fit(self, *args, **options):
+        trainings.append(self)
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(skvae.training.Trainer, "fit", fit)
+    monkeypatch.setattr(
+        VAETransformer, "_on_epoch", lambda self, *args: lambda *epoch: epoch[0] == 3
+    )
+    estimator = quick(n_components=1, max_iter=30, n_iter_no_change=30, learning_rate_init=2e-2)
+    estimator.set_params(noise="isotropic")
+    estimator.fit(curved())
+    assert estimator.n_iter_ == 3
+    assert len(trainings) == 1
+
+
 @pytest.mark.parametrize("stage", ["replay", "spread"])
 def test_interruption_in_a_later_stage_keeps_a_usable_model(stage, monkeypatch):
     trainer = skvae.training.Trainer
@@ -953,7 +1001,9 @@ def curved():
 
 def test_a_second_training_that_diverges_leaves_the_first(monkeypatch):
     monkeypatch.setattr(skvae.training.Trainer, "replay", lambda self, rows, path: False)
-    estimator = quick(max_iter=30, learning_rate_init=1e-2, noise="isotropic").fit(curved())
+    estimator = quick(
+        max_iter=30, n_iter_no_change=9, learning_rate_init=1e-2, noise="isotropic"
+    ).fit(curved())
     assert estimator.best_validation_score_ > estimator.validation_scores_[0]
     assert np.isfinite(estimator.transform(curved())).all()
 

@@ -740,8 +740,11 @@ def test_supports():
     assert Bernoulli.support == (0.0, 1.0)
     for real in (Gaussian, StudentT):
         assert real.support == (-math.inf, math.inf)
-    for whole in (Categorical, ManyLevels, Poisson, NegativeBinomial):
-        assert whole.support == (0.0, math.inf)
+    for levels in (Categorical, ManyLevels):
+        assert levels.support == (0.0, math.inf)
+    for counted in (Poisson, NegativeBinomial):
+        assert counted.support == (0.0, 1e13)
+        assert counted.support[1] < math.exp(counted.LOG_RATE[1])
     integers = [f for f in (Bernoulli, Gaussian, StudentT, Poisson, ManyLevels) if f.integers]
     assert integers == [Poisson, ManyLevels]
 
@@ -822,6 +825,18 @@ def test_counts_are_scipys(family, varies, exposure):
     torch.testing.assert_close(likelihood.mean(raw, cells), mean, rtol=1e-12, atol=0.0)
     expected = ((cells / times).log1p() - likelihood.shift) / likelihood.scale
     torch.testing.assert_close(likelihood.embed(cells), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", [Poisson, NegativeBinomial])
+def test_large_counts_in_single_precision(family):
+    """The density at counts of a million is right to what the rate's own rounding allows."""
+    likelihood = counts(family)
+    raw = torch.tensor([[13.8, 14.0, 13.9]])
+    cells = torch.tensor([[1e6, 1.2e6, 1.1e6]])
+    exact = likelihood.log_prob(raw.double(), cells.double())
+    found = likelihood.to(torch.float32).log_prob(raw, cells)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_exposure_is_by_observed_cells():

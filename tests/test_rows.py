@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import skvae.rows
+from skvae import VAETransformer
 from skvae.columns import Columns
 from skvae.rows import CHUNK, DistinctRows, location_and_scale
 
@@ -24,7 +25,7 @@ def as_dict(rows, weights):
 
 
 def test_order_of_rows_does_not_matter():
-    T, weights = RNG.normal(size=(500, 3)).round(1), RNG.uniform(size=500)
+    T, weights = RNG.randint(0, 5, (500, 2)).astype(float), RNG.uniform(size=500)
     expected = distinct_rows(T, weights)
     for seed in range(5):
         order = np.random.RandomState(seed).permutation(500)
@@ -202,3 +203,31 @@ def test_location_and_scale_are_those_of_the_observed_cells():
         assert mean[j] == pytest.approx(expected, rel=1e-13)
         assert scale[j] == pytest.approx(np.sqrt(second), rel=1e-12)
     assert (mean[3], scale[3]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_columns_statistics_do_not_depend_on_its_neighbours(gap):
+    """To the bit: blocks are cut by the table's size, and a gap is one column's own."""
+    T, weights = np.asfortranarray(RNG.normal(size=(9000, 5))), RNG.uniform(size=9000)
+    if gap:
+        T[5, 3] = np.nan
+    together = np.array(location_and_scale(T, weights))
+    for j in range(5):
+        alone = np.array(location_and_scale(np.asfortranarray(T[:, [j]]), weights))
+        np.testing.assert_array_equal(together[:, [j]], alone)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "poisson"])
+def test_statistics_by_any_blocks_are_the_same_to_the_bit(family, monkeypatch):
+    T = RNG.poisson(3.0, (600, 40)).astype(float)
+    T[7, 35] = np.nan
+
+    def statistics(block):
+        monkeypatch.setattr(skvae.rows, "BLOCK", block)
+        exposure = None if family == "gaussian" else "total"
+        vae = VAETransformer(1, max_iter=0, likelihood=family, exposure=exposure, random_state=0)
+        likelihood = vae.fit(T).module_.likelihood
+        return [np.asarray(x) for x in (likelihood.shift, likelihood.scale)]
+
+    for found, expected in zip(statistics(3000), statistics(2**18), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -647,6 +647,45 @@ def test_dispersions_are_functions_of_z_as_noise_says(noise, varies):
         assert -1.3 < low < -0.5 and 0.4 < high < 1.3
 
 
+@pytest.mark.parametrize("family", ["poisson", "negative_binomial"])
+def test_totals_of_draws_vary_as_the_data_do(family):
+    """Rows without an exposure of their own: what totals vary by is the counts' own noise."""
+    X = np.random.default_rng(0).poisson(30.0, size=(1000, 3)).astype(float)
+    vae = model(1, likelihood=family, exposure="total", max_iter=0).fit(X)
+    drawn = vae.sample(4000, random_state=0)
+    assert 0.8 < drawn.sum(1).var() / X.sum(1).var() < 1.25
+
+
+def test_an_exposure_is_of_counts():
+    with pytest.raises(ValueError) as error:
+        model(1, exposure="total").fit(numbers())
+    assert str(error.value).startswith("exposure='total' is of counts, and no column has")
+    assert "likelihood='poisson' or 'negative_binomial'" in str(error.value)
+
+
+@LIBRARIES
+def test_levels_of_weight_zero_are_dropped(library):
+    frames = pytest.importorskip(library)
+    random = np.random.default_rng(0)
+    frame = frames.DataFrame({"a": [*("xy" * 30), "z"], "b": random.normal(size=61)})
+    weights = np.ones(61)
+    weights[-1] = 0.0
+    one = model(1, max_iter=2).fit(frame, sample_weight=weights)
+    other = model(1, max_iter=2).fit(frame[:60])
+    assert one._columns.levels[0].tolist() == ["x", "y"]
+    np.testing.assert_array_equal(one.score_samples(frame), other.score_samples(frame))
+
+
+@LIBRARIES
+def test_categories_are_no_numbers(library):
+    frames = pytest.importorskip(library)
+    frame = frames.DataFrame({"c": ["1", "2", "3", "9"] * 10, "x": np.arange(40.0)})
+    with pytest.raises(ValueError) as error:
+        model(1, likelihood={"c": "negative_binomial"}).fit(frame)
+    assert str(error.value).startswith("Column 'c' is of type ")
+    assert "likelihood says 'negative_binomial'" in str(error.value)
+
+
 def test_exposure_is_scale_free_to_the_encoder():
     X = np.random.default_rng(0).poisson(5.0, size=(100, 3)) + 1.0
     vae = model(1, likelihood="poisson", exposure="total", max_iter=0).fit(X)
