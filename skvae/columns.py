@@ -451,6 +451,8 @@ def check_support(
         if high < np.inf:
             wanted = f"{what} between {low:g} and {high:g}"
             remedy = "Scale that column, for example with MinMaxScaler(clip=True), or use"
+            if integers:
+                remedy = "Convert that column, or use"
         else:
             wanted = f"positive {what}" if low > 0 else f"{what} of at least {low:g}"
             remedy = "Convert that column, or use"

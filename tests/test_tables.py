@@ -656,6 +656,16 @@ def test_totals_of_draws_vary_as_the_data_do(family):
     assert 0.8 < drawn.sum(1).var() / X.sum(1).var() < 1.25
 
 
+@pytest.mark.parametrize("cell", [0.5, -1.0, 1e14])
+def test_counts_are_whole_and_finite(cell):
+    with pytest.raises(ValueError) as error:
+        model(1, likelihood="poisson").fit([[1.0], [2.0], [cell]])
+    assert str(error.value) == (
+        "likelihood='poisson' needs whole numbers between 0 and 1e+13, but column 0 holds "
+        f"{cell:g} (row 2). Convert that column, or use likelihood='gaussian'."
+    )
+
+
 def test_an_exposure_is_of_counts():
     with pytest.raises(ValueError) as error:
         model(1, exposure="total").fit(numbers())
