@@ -65,7 +65,7 @@ def mixed(n_rows: int) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def gaps(n_rows: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return the same table with every tenth cell missing."""
+    """Return the same table with every tenth number and category missing."""
     table, params = mixed(n_rows)
     rng = np.random.default_rng(1)
     for column in list(table):
@@ -121,13 +121,8 @@ def memory_row(name: str, n_rows: int) -> list[str]:
     command = [sys.executable, "-m", "benchmarks.costs", "--rows", str(n_rows), "--peak", name]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     raised, size = float(done.stdout), n_rows * N_COLUMNS * 4 / MIB
-    return [
-        name,
-        f"{n_rows:,} x {N_COLUMNS}",
-        f"{size:.0f}",
-        f"{raised:.0f}",
-        f"{raised / size:.2f}",
-    ]
+    shape = f"{n_rows:,} x {N_COLUMNS}"
+    return [name, shape, f"{size:.0f}", f"{raised:.0f}", f"{raised / size:.2f}"]
 
 
 # -- time -------------------------------------------------------------------------------------
@@ -152,14 +147,16 @@ def time_rows(n_rows: int, rounds: int) -> list[list[str]]:
         for name, (X, params) in tables.items():
             times[name].append(seconds_per_pass(X, params))
     medians = {name: statistics.median(each) for name, each in times.items()}
-    return [
-        [name, f"{n_rows:,} x {tables[name][0].shape[1]}", WIDTH, f"{median:.2f}",
-         f"{median / medians['numbers']:.2f}"]
-        for name, median in medians.items()
-    ]  # fmt: skip
+    rows = []
+    for name, median in medians.items():
+        ratio = median / medians["numbers"]
+        shape = f"{n_rows:,} x {tables[name][0].shape[1]}"
+        rows.append([name, shape, str(WIDTH), f"{median:.2f}", f"{ratio:.2f}"])
+    return rows
 
 
 def main() -> None:
+    """Measure from the command line and print or write the tables."""
     parser = argparse.ArgumentParser(description="Memory and time of tables with types.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)

@@ -448,14 +448,13 @@ def check_support(
     if outside.any():
         row = int(outside.argmax())
         what = "whole numbers" if integers else "values"
+        remedy = "Convert that column, or use"
         if high < np.inf:
             wanted = f"{what} between {low:g} and {high:g}"
-            remedy = "Scale that column, for example with MinMaxScaler(clip=True), or use"
-            if integers:
-                remedy = "Convert that column, or use"
+            if not integers:
+                remedy = "Scale that column, for example with MinMaxScaler(clip=True), or use"
         else:
             wanted = f"positive {what}" if low > 0 else f"{what} of at least {low:g}"
-            remedy = "Convert that column, or use"
         raise ValueError(
             f"likelihood={family!r} needs {wanted}, but column {name} holds {cells[row]:g} "
             f"(row {row}). {remedy} likelihood='gaussian'."

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from . import columns
-from .families import FAMILIES, gaussian_part, gaussian_raw, support
+from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
 from .fitting import Fit, Settings
 from .networks import ACTIVATIONS, width
 from .rows import DistinctRows
@@ -59,7 +59,6 @@ ARCHITECTURE = (
     "noise_floor",
 )
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
-COUNTS = {"poisson", "negative_binomial"}
 FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
@@ -493,7 +492,7 @@ class VAETransformer(
             self._columns = columns.Columns.read(
                 counted, self.likelihood, self.categorical_features
             )
-            if self.exposure is not None and not COUNTS & set(self._columns.families):
+            if self.exposure is not None and not set(COUNTS) & set(self._columns.families):
                 raise ValueError(
                     f"exposure={self.exposure!r} is of counts, and no column has the likelihood of "
                     "one. Give such columns likelihood='poisson' or 'negative_binomial'."

@@ -32,6 +32,7 @@ FAMILIES: dict[str, Any] = {
 }
 POSITIVE = float(np.finfo(np.float64).tiny)  # the least that "log_normal" takes
 NORMAL = ("gaussian", "log_normal")  # families that are one `Gaussian`
+COUNTS = ("poisson", "negative_binomial")
 RAREST = 1e-3  # the start's lowest probability of a column in [0, 1]: its logit stays finite
 MAX_LEVELS = 64  # categorical columns of more levels are `ManyLevels`
 BASIS = 8  # numbers that then describe a level, at most
@@ -94,7 +95,7 @@ def build(
         elif family == "categorical":
             counts = [_shares(rows.columns([j])[:, 0], share, n_levels[j]) for j in group]
             parts[family] = Categorical(counts)
-        elif family in ("poisson", "negative_binomial"):
+        elif family in COUNTS:
             parts[family] = _counts(family, rows, group, exposure, dispersions_vary)
     known = [(part, groups[name]) for name, part in parts.items()]
     for family, (j, *_) in groups.items():

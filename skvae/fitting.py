@@ -516,7 +516,7 @@ class Fit:
         self._keep(model)
         if not encoder_too:
             self.mean.encoder = linear  # exactly, not through float32
-        self.linear_encoder &= not encoder_too
+        self.linear_encoder = not encoder_too
 
     def _train(
         self,

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA, FactorAnalysis
 
 import skvae.fitting
 from skvae import VAETransformer
+from skvae.families import gaussian_part
 from skvae.fitting import PROOF, _proven
 from skvae.linear import factor_analysis, weighted_pca
 
@@ -276,6 +277,34 @@ def test_training_raises_the_held_out_score_where_there_is_curvature(noise):
     before = vae.score(others)
     vae.set_params(max_iter=25, learning_rate_init=0.01).fit(X)
     assert vae.score(others) > before + 0.3
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_held_out_rows_are_judged_at_the_spread_that_suits_them(mixed, monkeypatch):
+    """The ELBO of each row at the common spread that is best for all by their shares."""
+    random, X = np.random.default_rng(0), correlated(60)
+    frame = pytest.importorskip("pandas").DataFrame(X, columns=list("abcd"))
+    if mixed:
+        frame.insert(1, "flag", X[:, 0] > 0)
+    vae = VAETransformer(2, max_iter=0, random_state=0, precision_power=0.5).fit(frame)
+    fit, model = vae._fit, vae._fit.mean
+    targets = torch.from_numpy(model.likelihood.standardize(vae._columns.encode(frame)))
+    share = torch.from_numpy(random.dirichlet(np.full(60, 0.3)))
+    noise = torch.from_numpy(random.normal(size=(3, 60, 2)))
+    judged = fit._judge(model, targets, share, noise, None)
+    monkeypatch.setattr(skvae.fitting, "GATHERED", 1)  # row by row
+    torch.testing.assert_close(fit._judge(model, targets, share, noise, None), judged)
+
+    part, columns = gaussian_part(model.likelihood)
+    with torch.no_grad():
+        mean, log_var = model.posterior(targets)
+        z = mean + (0.5 * log_var).exp() * noise
+        raw = model.decoder(z.reshape(-1, 2)).reshape(3, 60, -1)
+        error = (targets[:, columns] - raw[..., model.likelihood.n_inputs - 4 :]).square()
+        part.common.copy_((share @ (error / part.base.exp()).mean((0, 2))).log())
+        elbo = model.likelihood.log_prob(raw, targets).sum(-1).mean(0)
+        elbo -= model.prior.kl(mean, log_var).sum(-1)
+    torch.testing.assert_close(judged, elbo)
 
 
 # ---------------------------------------------------------------- the encoder's network on trial

@@ -666,6 +666,15 @@ def test_counts_are_whole_and_finite(cell):
     )
 
 
+def test_dispersions_start_at_the_moments():
+    """Sizes of 1 and 4: variances are mean + mean^2 / size."""
+    random, size = np.random.default_rng(0), np.array([1.0, 4.0])
+    X = random.negative_binomial(size, size / (size + 20.0), size=(20_000, 2)).astype(float)
+    vae = model(1, likelihood="negative_binomial", max_iter=0).fit(X)
+    start = vae.module_.likelihood.base.exp().detach().numpy()
+    np.testing.assert_allclose(start, size, rtol=0.1)
+
+
 def test_an_exposure_is_of_counts():
     with pytest.raises(ValueError) as error:
         model(1, exposure="total").fit(numbers())
