@@ -5,6 +5,7 @@ missing, categories as codes. `Columns` is a table's schema: how its columns bec
 becomes a table of the same kind, names and types again.
 """
 
+import mmap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+IN_MEMORY = 2**28  # cells: arrays on disk with more are read a part at a time, 1 GiB of float32
+PART = 2**18  # of how many cells
 ID_LIKE = 0.5  # a categorical column with more levels than this share of its cells names rows
 
 
@@ -22,6 +25,18 @@ def table_library(X: Any) -> str | None:
     library = type(X).__module__.split(".")[0]
     found = library in ("pandas", "polars") and type(X).__name__.endswith("DataFrame")
     return library if found else None
+
+
+def is_sliced(X: Any) -> bool:
+    """Whether X is an array that is read by slices, such as those of h5py and zarr."""
+    own = isinstance(X, np.ndarray) or table_library(X) is not None
+    return not own and all(hasattr(X, name) for name in ("shape", "dtype", "chunks", "__getitem__"))
+
+
+def is_large(X: Any) -> bool:
+    """Whether X lies on disk and is too large to be read as a whole."""
+    on_disk = isinstance(X, np.memmap) or is_sliced(X)
+    return on_disk and len(X.shape) == 2 and X.shape[0] * X.shape[1] > IN_MEMORY
 
 
 def column_at(X: Any, j: int) -> Any:
@@ -117,9 +132,20 @@ class Columns:
     # ---------------------------------------------------------------- table -> T
 
     @staticmethod
-    def take(X: Any, rows: NDArray[np.intp]) -> Any:
+    def take(X: Any, rows: NDArray[np.intp] | slice) -> Any:
         """Some rows of a table or matrix."""
         return X.iloc[rows] if table_library(X) == "pandas" else X[rows]
+
+    @staticmethod
+    def release(X: Any) -> None:
+        """Let go of what reading a file mapped into memory has left there."""
+        if not isinstance(X, np.memmap) or getattr(X, "mode", "c") == "c":  # may hold changes
+            return
+        mapped = X.base
+        while isinstance(mapped, np.ndarray):
+            mapped = mapped.base
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def encode(self, X: Any, which: Sequence[int] | None = None) -> Floats:
         """X, of this schema, or some of its columns, as T, a copy.
@@ -197,9 +223,13 @@ class Columns:
         name = self.names[j]
         found: Any
         if self.library is None:
-            cells = X[:, j][~np.isnan(X[:, j])]
-            levels = np.unique(cells)
-            found = levels
+            found, n_cells = np.empty(0), 0
+            size = max(1, PART // X.shape[1])
+            for start in range(0, len(X), size):
+                part = np.asarray(X[start : start + size, j], dtype=np.float64)
+                part = part[~np.isnan(part)]
+                found, n_cells = np.union1d(found, part), n_cells + len(part)
+            levels = found
         else:
             column = column_at(X, j)
             cells = column.dropna() if self.library == "pandas" else _plain(column).drop_nulls()
@@ -216,9 +246,10 @@ class Columns:
                 ) from error
             levels = np.empty(len(declared), dtype=object)
             levels[:] = list(declared)
-        if len(cells) > 20 and len(found) > ID_LIKE * len(cells):
+            n_cells = len(cells)
+        if n_cells > 20 and len(found) > ID_LIKE * n_cells:
             warnings.warn(
-                f"Column {name!r} has {len(found)} categories in {len(cells)} cells, as an "
+                f"Column {name!r} has {len(found)} categories in {n_cells} cells, as an "
                 "identifier has: it says nothing about other rows. Drop it, or convert it to "
                 "numbers if it is one.",
                 UserWarning,
@@ -417,7 +448,7 @@ def check_no_dates(X: Any) -> None:
         _family("X", X.dtype)
 
 
-def check_no_infinity(cells: Floats, name: str) -> None:
+def check_no_infinity(cells: Floats, name: str, first_row: int = 0) -> None:
     """Refuse infinities, naming the column and the row.
 
     Raises
@@ -428,13 +459,19 @@ def check_no_infinity(cells: Floats, name: str) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"Column {name} of X holds {cells[row]} (row {row}). Replace infinities, by NaN where "
-            "the value is not known, or drop such rows."
+            f"Column {name} of X holds {cells[row]} (row {first_row + row}). Replace infinities, "
+            "by NaN where the value is not known, or drop such rows."
         )
 
 
 def check_support(
-    cells: Floats, low: float, high: float, integers: bool, family: str, name: str
+    cells: Floats,
+    low: float,
+    high: float,
+    integers: bool,
+    family: str,
+    name: str,
+    first_row: int = 0,
 ) -> None:
     """Refuse cells outside a family's interval, naming the column and the value.
 
@@ -457,5 +494,5 @@ def check_support(
             wanted = f"positive {what}" if low > 0 else f"{what} of at least {low:g}"
         raise ValueError(
             f"likelihood={family!r} needs {wanted}, but column {name} holds {cells[row]:g} "
-            f"(row {row}). {remedy} likelihood='gaussian'."
+            f"(row {first_row + row}). {remedy} likelihood='gaussian'."
         )

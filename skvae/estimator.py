@@ -25,7 +25,8 @@ from . import columns
 from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
 from .fitting import Fit, Settings
 from .networks import ACTIVATIONS, width
-from .rows import DistinctRows
+from .rows import DistinctRows, StreamedRows
+from .targets import Stored, Streamed
 from .vae import VAE
 
 try:  # from scikit-learn 1.9 on, and experimental there
@@ -62,6 +63,8 @@ ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as c
 FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
+DESCRIBED = 2**24  # cells of the rows that fitted attributes describe, at most
+ENCODED = 2**18  # cells of X that become T at once
 WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
 
 
@@ -380,14 +383,13 @@ class VAETransformer(
             settings = self._settings()
             go_on = self.warm_start and hasattr(self, "module_")
             fit = self._resumed(settings) if go_on else None
-            rows = self._rows(X, sample_weight, settings, reset=not go_on, enough=2)
+            rows = self._rows(X, sample_weight, reset=not go_on, enough=2)
             if fit is None:
                 fit = self._fresh(settings)
             metadata = None if sample_weight is None else {"sample_weight": sample_weight}
             given = {"X": X, "y": y, "metadata": metadata}
             context = self._begin(given)
-            targets = fit.run(rows, self._on_epoch(context, fit, given), go_on)
-            self._finish(fit, targets, rows.weights)
+            self._finish(fit, fit.run(rows, self._on_epoch(context, fit, given), go_on))
             if context is not None:
                 context.call_on_fit_task_end(estimator=self, **given)
             self._warn(fit)
@@ -418,11 +420,10 @@ class VAETransformer(
             settings = self._settings()
             fit = self._resumed(settings) if hasattr(self, "module_") else None
             first = fit is None
-            rows = self._rows(X, sample_weight, settings, reset=first, enough=1 + first)
+            rows = self._rows(X, sample_weight, reset=first, enough=1 + first)
             if fit is None:
                 fit = self._fresh(settings)
-            targets = fit.run_pass(rows)
-            self._finish(fit, targets, rows.weights)
+            self._finish(fit, fit.run_pass(rows))
         return self
 
     def _settings(self) -> Settings:
@@ -481,14 +482,17 @@ class VAETransformer(
         return Settings(**known | {"device": device})
 
     def _rows(
-        self, X: Any, sample_weight: Any, settings: Settings, reset: bool, enough: int
-    ) -> DistinctRows:
-        """X and the weights, checked: distinct rows in canonical order."""
+        self, X: Any, sample_weight: Any, reset: bool, enough: int
+    ) -> DistinctRows | StreamedRows:
+        """X and the weights, checked: distinct rows in canonical order, or a stream of them."""
         X = self._validated(X, reset=reset)
         _check_shape(X, self)
-        weights = _check_weights(sample_weight, len(X))
+        large = columns.is_large(X)
+        weights = _check_weights(sample_weight, 1 if large and sample_weight is None else len(X))
         if reset:
-            counted = X if weights.all() else columns.Columns.take(X, np.flatnonzero(weights))
+            counted = X
+            if not (large or weights.all()):
+                counted = columns.Columns.take(X, np.flatnonzero(weights))
             self._columns = columns.Columns.read(
                 counted, self.likelihood, self.categorical_features
             )
@@ -497,6 +501,9 @@ class VAETransformer(
                     f"exposure={self.exposure!r} is of counts, and no column has the likelihood of "
                     "one. Give such columns likelihood='poisson' or 'negative_binomial'."
                 )
+        if large:
+            given = None if sample_weight is None else weights
+            return StreamedRows(self._columns, X, given, self._check)
         rows = DistinctRows(self._columns, X, weights, self._check_cells)
         if len(rows) < enough:
             raise ValueError(
@@ -506,7 +513,16 @@ class VAETransformer(
         return rows
 
     def _validated(self, X: Any, reset: bool) -> Any:
-        """X as a matrix of numbers, float32 or float64, or as the DataFrame that it is."""
+        """X as a matrix of numbers, float32 or float64, or as the DataFrame that it is.
+
+        What is read by slices and too large to be read as a whole stays as it is.
+        """
+        if columns.is_sliced(X):
+            if not columns.is_large(X):
+                return self._validated(np.asarray(X[:]), reset)
+            if np.dtype(X.dtype).kind not in "fiub":
+                raise TypeError(f"X holds {X.dtype}: convert it to numbers, float32 for example.")
+            return validate_data(self, X, reset=reset, skip_check_array=True)
         table = columns.table_library(X) is not None
         if table and (reset or self._columns.library is not None):
             return validate_data(self, X, reset=reset, skip_check_array=True)
@@ -535,20 +551,26 @@ class VAETransformer(
                 ) from error
             raise
 
-    def _encode(self, X: Any) -> columns.Floats:
+    def _encode(self, X: Any, first_row: int = 0) -> columns.Floats:
         """X -> T, refused where it leaves its families' support."""
-        _check_shape(X, self)
         T = self._columns.encode(X)
-        for j in range(T.shape[1]):
-            self._check_cells(j, T[:, j])
+        self._columns.release(X)
+        self._check(T, first_row)
         return T
 
-    def _check_cells(self, j: int, cells: columns.Floats) -> None:
+    def _check(self, T: columns.Floats, first_row: int = 0) -> None:
+        """Refuse what columns may not hold."""
+        infinite = np.isinf(T).any()
+        for j, family in enumerate(self._columns.families):
+            if infinite or family != "gaussian":
+                self._check_cells(j, T[:, j], first_row)
+
+    def _check_cells(self, j: int, cells: columns.Floats, first_row: int = 0) -> None:
         """Refuse what column j may not hold."""
         name, family = repr(self._columns.names[j]), self._columns.families[j]
-        columns.check_no_infinity(cells, name)
+        columns.check_no_infinity(cells, name, first_row)
         if family != "gaussian":
-            columns.check_support(cells, *support(family), family, name)
+            columns.check_support(cells, *support(family), family, name, first_row)
 
     def _fresh(self, settings: Settings) -> Fit:
         """A model to fit from the start."""
@@ -609,8 +631,10 @@ class VAETransformer(
 
         return on_epoch
 
-    def _finish(self, fit: Fit, targets: Tensor, weights: columns.Floats) -> None:
+    def _finish(self, fit: Fit, data: Stored | Streamed) -> None:
         """Write the fitted attributes."""
+        # means over so many rows say enough
+        targets, weights = data.head(max(DESCRIBED // self.n_features_in_, 1))
         self._fit = fit
         self.module_: VAE = fit.module
         self._n_features_out = fit.module.prior.n_components
@@ -624,7 +648,7 @@ class VAETransformer(
         self.linear_encoder_ = fit.linear_encoder
         module = self._module(np.dtype(np.float32))  # enough for means over rows
         normal = gaussian_part(module.likelihood)
-        share = torch.from_numpy(weights / weights.sum())
+        share = weights / weights.sum()
         kl = torch.zeros(self._n_features_out, dtype=torch.float64)
         variance = torch.full((self.n_features_in_,), math.nan, dtype=torch.float64)
         if normal is not None:
@@ -694,11 +718,11 @@ class VAETransformer(
         -------
         mean, std : ndarrays of shape (n_samples, n_components)
         """
-        T, dtype, module = self._prepare(X)
-        mean = np.empty((len(T), self._n_features_out), dtype=dtype)
+        X, dtype, module = self._prepare(X)
+        mean = np.empty((len(X), self._n_features_out), dtype=dtype)
         std = np.empty_like(mean)
         with torch.no_grad():
-            for rows, targets in self._batches(T, _torch_dtype(dtype), width(module.encoder)):
+            for rows, _, targets in self._batches(X, dtype, width(module.encoder)):
                 m, log_var = module.posterior(targets)
                 mean[rows], std[rows] = m.numpy(), (0.5 * log_var).exp().numpy()
         return mean, std
@@ -776,7 +800,7 @@ class VAETransformer(
             for j in range(T.shape[1]):
                 self._check_cells(j, T[:, j])
         else:
-            T, _, _ = self._prepare(given)
+            T = self._encode(self._prepare(given)[0])
         z, self.effective_sample_size_ = self._resample(T, n_samples, random)
         few = np.flatnonzero(self.effective_sample_size_ < FEW)
         if len(few):
@@ -820,7 +844,7 @@ class VAETransformer(
         z = torch.empty(len(T), n_draws, k, dtype=torch.float64)
         size = np.empty(len(T))
         with torch.no_grad():
-            for rows, targets in self._batches(T, torch.float64, self._points_width(m)):
+            for rows, targets in self._targets(T, self._points_width(m)):
                 candidates, log_weights, log_share = self.module_.log_weights(targets, points)
                 weights = (log_weights + log_share[:, None]).softmax(0).T.numpy()  # (n, m)
                 size[rows] = 1 / (weights**2).sum(1)
@@ -868,9 +892,10 @@ class VAETransformer(
         """
         if n_draws is not None:
             _check_integer("n_draws", n_draws, 1, "or None")
-        T, _, _ = self._prepare(X)
+        checked, _, _ = self._prepare(X)
+        T = self._encode(checked)
         if columns.table_library(X) is None:
-            X = self._validated(X, reset=False)
+            X = checked
         gaps = np.flatnonzero(np.isnan(T).any(axis=1))
         if n_draws is not None:
             random, generator = _generators(random_state)
@@ -887,9 +912,7 @@ class VAETransformer(
         points = torch.tensor(np.vstack([half, -half]))  # whose mean is exact
         likelihood = self.module_.likelihood
         with torch.no_grad():
-            for rows, targets in self._batches(
-                T[gaps], torch.float64, self._points_width(len(points))
-            ):
+            for rows, targets in self._targets(T[gaps], self._points_width(len(points))):
                 z, log_weights, log_share = self.module_.log_weights(targets, points)
                 weights = (log_weights + log_share[:, None]).softmax(0)  # (m, n)
                 raw = self.module_.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
@@ -933,16 +956,16 @@ class VAETransformer(
         ----------
         Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016.
         """
-        T, dtype, module = self._prepare(X)
+        X, dtype, module = self._prepare(X)
         k, m = self._n_features_out, self.n_score_samples
         _check_integer("n_score_samples", m, 1)
         points = torch.tensor(_normal_points(m, k, self._score_seed).astype(dtype))
-        out = np.empty(len(T), dtype=dtype)
+        out = np.empty(len(X), dtype=dtype)
         with torch.no_grad():
-            for rows, targets in self._batches(T, _torch_dtype(dtype), self._points_width(m)):
+            for rows, T, targets in self._batches(X, dtype, self._points_width(m)):
                 # so far out that squares overflow: less probable than any number says
                 log_prob = module.log_prob(targets, points).double().nan_to_num(nan=-math.inf)
-                out[rows] = log_prob.numpy() - module.likelihood.log_unit(T[rows]).sum(1)
+                out[rows] = log_prob.numpy() - module.likelihood.log_unit(T).sum(1)
         return out
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -965,14 +988,18 @@ class VAETransformer(
         log_prob = self.score_samples(X).astype(np.float64)
         return float(np.average(log_prob, weights=_check_weights(sample_weight, len(log_prob))))
 
-    def _prepare(self, X: Any) -> tuple[columns.Floats, np.dtype[Any], VAE]:
+    def _prepare(self, X: Any) -> tuple[Any, np.dtype[Any], VAE]:
+        """X, checked but for its cells; the dtype of what is made of it, and the module in it."""
         check_is_fitted(self)
         X = self._validated(X, reset=False)
+        _check_shape(X, self)
         dtype = getattr(X, "dtype", None)
         if dtype is None:  # a DataFrame
             single = all(str(d).lower() == "float32" for d in X.dtypes)
-            dtype = np.dtype(np.float32 if single else np.float64)
-        return self._encode(X), dtype, self._module(dtype)
+            dtype = np.float32 if single else np.float64
+        elif dtype != np.float32:
+            dtype = np.float64
+        return X, np.dtype(dtype), self._module(np.dtype(dtype))
 
     def _module(self, dtype: np.dtype[Any]) -> VAE:
         """The fitted module in this dtype."""
@@ -980,13 +1007,21 @@ class VAETransformer(
             return self.module_
         return copy.deepcopy(self.module_).to(_torch_dtype(dtype))
 
-    def _batches(
-        self, T: columns.Floats, dtype: torch.dtype, width: int
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of T and their standardised targets."""
+    def _targets(self, T: columns.Floats, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of T and their targets, float64."""
         for rows in _slices(len(T), width):
-            targets = self.module_.likelihood.standardize(T[rows])
-            yield rows, torch.tensor(targets, dtype=dtype)
+            yield rows, torch.tensor(self.module_.likelihood.standardize(T[rows]))
+
+    def _batches(
+        self, X: Any, dtype: np.dtype[Any], width: int
+    ) -> Iterator[tuple[slice, columns.Floats, Tensor]]:
+        """Slices of X, their T and their targets: no more than a block of X is ever copied."""
+        for block in _slices(len(X), self.n_features_in_, ENCODED):
+            T = self._encode(self._columns.take(X, block), block.start)
+            for rows in _slices(len(T), width):
+                targets = self.module_.likelihood.standardize(T[rows])
+                at = slice(block.start + rows.start, block.start + min(rows.stop, len(T)))
+                yield at, T[rows], torch.tensor(targets, dtype=_torch_dtype(dtype))
 
     def __sklearn_tags__(self) -> Any:
         """Tags for scikit-learn's checks."""
@@ -1016,9 +1051,9 @@ def _check_shape(X: Any, estimator: VAETransformer) -> None:
     check_array(cells, ensure_all_finite=False, estimator=estimator)
 
 
-def _slices(n_rows: int, width: int) -> Iterator[slice]:
+def _slices(n_rows: int, width: int, workspace: int = WORKSPACE) -> Iterator[slice]:
     """Batches of rows whose arrays of ``width`` numbers a row stay inside the workspace."""
-    size = max(1, WORKSPACE // max(width, 1))
+    size = max(1, workspace // max(width, 1))
     for start in range(0, n_rows, size):
         yield slice(start, start + size)
 

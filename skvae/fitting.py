@@ -25,8 +25,9 @@ from .families import NORMAL, build, gaussian_part, gaussian_raw
 from .likelihoods import LOG_2PI, Gaussian, Mixed, split_gaps
 from .networks import Completion, Dropout, Spread, WithLinear, linear_layer, mlp, silence, width
 from .priors import StandardNormal
-from .rows import DistinctRows, Floats
+from .rows import DistinctRows, Floats, StreamedRows
 from .spread import Sample, SpreadFit
+from .targets import GATHERED, Stored, Streamed
 from .training import History, Rows, Trainer
 from .vae import VAE
 
@@ -36,9 +37,9 @@ POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this m
 POWER_LIMIT = 0.25  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
+SAMPLED = 2**24  # cells that such rows, those that the spread is fitted on, and others have at most
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
-GATHERED = 2**20  # cells that a training step's rows are taken from at once
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_ROUNDS = 2
 SPREAD_EPOCHS = 60
@@ -49,6 +50,7 @@ SMALL_STEP = 2**25
 # torch's global generator is one per process: users' networks that draw from it take turns
 _GLOBAL_RANDOM = threading.RLock()
 
+AnyRows = DistinctRows | StreamedRows
 OnEpoch = Callable[[int, float, float | None, VAE], bool]
 
 
@@ -134,60 +136,53 @@ class Fit:
 
     # ---------------------------------------------------------------- the two ways to fit
 
-    def run(self, rows: DistinctRows, on_epoch: OnEpoch, go_on: bool) -> Tensor:
-        """Fit; ``go_on`` from the model there is. Returns the rows' targets, float32."""
+    def run(self, rows: AnyRows, on_epoch: OnEpoch, go_on: bool) -> Stored | Streamed:
+        """Fit; ``go_on`` from the model there is. Returns the rows as targets."""
         with self._guarded(len(rows), rows.n_columns):
             return self._run(rows, on_epoch, go_on)
 
-    def _run(self, rows: DistinctRows, on_epoch: OnEpoch, go_on: bool) -> Tensor:
+    def _run(self, rows: AnyRows, on_epoch: OnEpoch, go_on: bool) -> Stored | Streamed:
         s = self.settings
         generator = self._generator()
-        targets, units = self._read(rows) if go_on else self._start(rows, generator)
-        share = torch.from_numpy(rows.weights / rows.weights.mean())
-        train = torch.randperm(len(rows), generator=generator)
-        held_out = train[:0]
+        data = self._read(rows) if go_on else self._start(rows, generator)
+        size = 0
         if s.early_stopping:
             size = min(max(1, round(s.validation_fraction * len(rows))), len(rows) - 1)
-            held_out, train = train[:size], train[size:]
-        self.unit, self.held_out_unit = (
-            float(share[part] @ units[part] / share[part].sum()) for part in (train, held_out)
-        )
+        train, held_out = data.split(size, generator)
+        self.unit, self.held_out_unit = train.unit, held_out.unit
         self.losses, self.scores, self.best_score = [], [], None
         self.interrupted = self.improving = False
         self.optimizer_state = None  # it belongs to other weights
         if s.max_iter > 0:
             with self._randomness(generator):
-                self._train_mean(targets, share, train, held_out, generator, on_epoch)
+                self._train_mean(data, train, held_out, generator, on_epoch)
         if not self.separate_spread:
             self.module = self.mean
         elif s.max_iter > 0:
-            self._fit_spread(targets, share, train, held_out, generator, go_on)
+            self._fit_spread(train, held_out, generator, go_on)
         elif not go_on:
             self.module = self._linear_density()
         self.generator_state = generator.get_state()
-        return targets
+        return data
 
-    def run_pass(self, rows: DistinctRows) -> Tensor:
+    def run_pass(self, rows: AnyRows) -> Stored | Streamed:
         """One pass over a batch of rows, going on exactly where the last one ended."""
         with self._guarded(len(rows), rows.n_columns):
             return self._run_pass(rows)
 
-    def _run_pass(self, rows: DistinctRows) -> Tensor:
+    def _run_pass(self, rows: AnyRows) -> Stored | Streamed:
         generator = self._generator()
         self.interrupted = self.improving = False
         self.scores, self.best_score = [], None
         first = not hasattr(self, "mean")
-        targets, units = self._start(rows, generator) if first else self._read(rows)
-        share = torch.from_numpy(rows.weights / rows.weights.mean())
-        self.unit = float(share @ units / share.sum())
-        everything = torch.arange(len(rows))
+        data = self._start(rows, generator) if first else self._read(rows)
+        self.unit = data.unit
         with self._randomness(generator):
             self.n_rows += len(rows)
             model, trainer = self._prepare_mean(self.n_rows, generator)
             if self.optimizer_state is not None:
                 trainer.resume(self.optimizer_state)
-            batch = self._mean_rows(model, targets, share, everything, generator)
-            loss = trainer.epoch(batch, len(self.losses))
+            loss = trainer.epoch(self._mean_rows(model, data, generator), len(self.losses))
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss of this pass was {loss}")
             self.optimizer_state = trainer.state()
@@ -195,49 +190,53 @@ class Fit:
             self.linear_encoder = False
         self.losses.append(loss)
         if self.separate_spread:
-            self._fit_spread(targets, share, everything, everything[:0], generator, True, 1, 1)
+            self._fit_spread(data, None, generator, True, 1, 1)
         else:
             self.module = self.mean
         self.generator_state = generator.get_state()
-        return targets
+        return data
 
     # ---------------------------------------------------------------- the start
 
     def _read(
-        self, rows: DistinctRows, likelihood: Any = None, moments: linear.Moments | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Targets (n, n_columns), float32, and the nats that original units cost each row, (n,).
+        self, rows: AnyRows, likelihood: Any = None, moments: linear.Moments | None = None
+    ) -> Stored | Streamed:
+        """The rows as targets.
 
         Moments of what the encoder reads are taken on the way, in double precision.
         """
         likelihood = self.mean.likelihood if likelihood is None else likelihood
-        targets = torch.empty(len(rows), rows.n_columns, dtype=F32)
-        units = torch.empty(len(rows), dtype=F64)
-        share = torch.from_numpy(rows.weights / rows.weights.sum())
-        for part, T in rows.blocks():
+        sample = rows.sample
+        targets = torch.empty(len(sample), rows.n_columns, dtype=F32)
+        units = torch.empty(len(sample), dtype=F64)
+        share = torch.from_numpy(sample.weights / sample.weights.sum())
+        for part, T in sample.blocks():
             cells = torch.from_numpy(np.ascontiguousarray(likelihood.standardize(T)))
             targets[part], units[part] = cells, torch.from_numpy(likelihood.log_unit(T).sum(1))
             if moments is not None:
                 moments.add(likelihood.embed(cells), share[part])
-        return targets, units
+        weights = torch.from_numpy(sample.weights / sample.weights.mean())
+        stored = Stored(targets, weights, units)
+        return stored if rows is sample else Streamed(rows, likelihood, stored)
 
-    def _start(self, rows: DistinctRows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _start(self, rows: AnyRows, generator: torch.Generator) -> Stored | Streamed:
         """Statistics of the columns, the linear model, and networks that say nothing yet.
 
-        Returns what `_read` returns.
+        Of a stream, these come from its sample.
         """
         s, k = self.settings, self.settings.n_components
-        exposed = s.exposure == "total"
+        exposed, sample = s.exposure == "total", rows.sample
         likelihood = build(
-            rows, self.families, self.n_levels, exposed, s.noise in VARYING, self._gaussian()
+            sample, self.families, self.n_levels, exposed, s.noise in VARYING, self._gaussian()
         )
         moments = linear.Moments(likelihood.n_inputs)
-        targets, units = self._read(rows, likelihood, moments)
+        data = self._read(rows, likelihood, moments)
         center, S = moments.result()
         if center.isnan().any():
-            some = slice(COMPLETED_ROWS)  # their order is random
-            cells = torch.from_numpy(likelihood.standardize(rows.block(some)))
-            share = torch.from_numpy(rows.weights[some] / rows.weights[some].sum())
+            # their order is random
+            some = slice(min(COMPLETED_ROWS, max(1, SAMPLED // likelihood.n_inputs)))
+            cells = torch.from_numpy(likelihood.standardize(sample.block(some)))
+            share = torch.from_numpy(sample.weights[some] / sample.weights[some].sum())
             center, S = linear.completed_covariance(
                 likelihood.embed(cells), share, k, s.noise_floor
             )
@@ -282,7 +281,7 @@ class Fit:
                 completion,
             ).to(F64)
             self.density.eval()
-        return targets, units
+        return data
 
     def _gaussian(self) -> Callable[..., Gaussian]:
         """What makes the likelihood of normal columns of the model that is trained first."""
@@ -419,35 +418,25 @@ class Fit:
         alpha = s.alpha / n_rows  # the prior of the weights against the likelihood of all rows
         return model, Trainer(model, s.learning_rate_init, s.max_grad_norm, alpha, penalised)
 
-    def _mean_rows(
-        self,
-        model: VAE,
-        targets: Tensor,
-        share: Tensor,
-        subset: Tensor,
-        generator: torch.Generator,
-    ) -> Rows:
-        """A subset of the rows, with the negative ELBO as their loss."""
+    def _mean_rows(self, model: VAE, data: Stored | Streamed, generator: torch.Generator) -> Rows:
+        """Rows to train on, with the negative ELBO as their loss."""
         s = self.settings
-        data, weights = targets.to(s.device), share.to(s.device, F32)
-        index = subset.to(s.device)
-        hints = self._hints(model, data)
+        batch_size = self._batch_size(len(data))
+        hints = functools.partial(self._hints, model)
+        read_data = data.reader(batch_size, generator, s.device, hints)
 
-        def gather(order: Tensor) -> tuple[Tensor, ...]:
-            noise = torch.randn(len(order), s.n_components, generator=generator, dtype=F32)
-            at = index[order]
-            rows = data[at], weights[at], noise.to(s.device)
-            return rows if hints is None else (*rows, hints[at])
+        def read() -> Iterator[tuple[Tensor, ...]]:
+            for targets, *others in read_data():
+                noise = torch.randn(len(targets), s.n_components, generator=generator, dtype=F32)
+                yield targets, noise.to(s.device), *others
 
         def backward(
-            epoch: int, batch: Tensor, weight: Tensor, noise: Tensor, hints: Tensor | None = None
+            epoch: int, batch: Tensor, noise: Tensor, weight: Tensor, hints: Tensor | None = None
         ) -> Tensor:
             beta = s.beta * min(1.0, (epoch + 1) / (s.kl_warmup + 1))
             return model.backward(batch, noise, weight / len(batch), beta, hints)
 
-        at_once = GATHERED // max(data.shape[1], 1)
-        batch_size = self._batch_size(len(subset))
-        return Rows(len(subset), gather, backward, batch_size, generator, at_once)
+        return Rows(len(data), read, backward, batch_size)
 
     @staticmethod
     def _hints(model: VAE, data: Tensor) -> Tensor | None:
@@ -462,10 +451,9 @@ class Fit:
 
     def _train_mean(
         self,
-        targets: Tensor,
-        share: Tensor,
-        train: Tensor,
-        held_out: Tensor,
+        whole: Stored | Streamed,
+        train: Stored | Streamed,
+        held_out: Stored,
         generator: torch.Generator,
         on_epoch: OnEpoch,
     ) -> None:
@@ -478,13 +466,13 @@ class Fit:
         as led to the best weights.
         """
         s = self.settings
-        few = s.early_stopping and len(targets) <= FEW_ROWS
+        few = s.early_stopping and len(whole) <= FEW_ROWS
         exact = all(f in NORMAL for f in self.families)  # other families' starts are only near
         on_trial = few and exact and self.linear_encoder and s.encoder is None
         # the same noise for each evaluation: (n_draws, n, n_components)
         n_draws = min(16, max(1, 1024 // max(len(held_out), 1)))
         noise = torch.randn(n_draws, len(held_out), s.n_components, generator=generator, dtype=F32)
-        data = targets, share, train, held_out, noise, generator
+        data = len(whole), train, held_out, noise, generator
         encoder_too = True
         model, history, gains = self._train(*data, encoder_too, on_epoch)
         if on_trial and history.best_iter > 0 and not (history.interrupted or history.stopped):
@@ -504,9 +492,8 @@ class Fit:
             if history.best_iter == 0:
                 return  # the exact start stays
         if few and not history.interrupted:
-            again, trainer = self._prepare_mean(len(targets), generator, encoder_too)
-            everything = torch.arange(len(targets))
-            rows = self._mean_rows(again, targets, share, everything, generator)
+            again, trainer = self._prepare_mean(len(whole), generator, encoder_too)
+            rows = self._mean_rows(again, whole, generator)
             try:
                 if trainer.replay(rows, history.path):
                     model = again
@@ -520,10 +507,9 @@ class Fit:
 
     def _train(
         self,
-        targets: Tensor,
-        share: Tensor,
-        train: Tensor,
-        held_out: Tensor,
+        n_rows: int,
+        train: Stored | Streamed,
+        held_out: Stored,
         noise: Tensor,
         generator: torch.Generator,
         encoder_too: bool,
@@ -531,11 +517,11 @@ class Fit:
     ) -> tuple[VAE, History, Tensor]:
         """One training of the mean: its model, what happened, and each held-out row's gain."""
         s = self.settings
-        model, trainer = self._prepare_mean(len(targets), generator, encoder_too)
+        model, trainer = self._prepare_mean(n_rows, generator, encoder_too)
         evaluate, gains = None, torch.zeros(0)
         if s.early_stopping:
-            others = targets[held_out].to(s.device, F32)
-            weights = (share[held_out] / share[held_out].sum()).to(s.device, F32)
+            others, share = (part.to(s.device) for part in held_out.head(len(held_out)))
+            weights = (share / share.sum()).to(F32)
             hints = self._hints(model, others)
             judge = functools.partial(
                 self._judge, model, others, weights, noise.to(s.device), hints
@@ -551,7 +537,7 @@ class Fit:
             return on_epoch(history.n_iter, history.losses[-1], score, model)
 
         history = trainer.fit(
-            self._mean_rows(model, targets, share, train, generator),
+            self._mean_rows(model, train, generator),
             evaluate,
             max_iter=s.max_iter,
             tol=s.tol,
@@ -620,10 +606,8 @@ class Fit:
 
     def _fit_spread(
         self,
-        targets: Tensor,
-        share: Tensor,
-        train: Tensor,
-        held_out: Tensor,
+        train: Stored | Streamed,
+        held_out: Stored | None,
         generator: torch.Generator,
         go_on: bool,
         n_rounds: int = SPREAD_ROUNDS,
@@ -643,10 +627,9 @@ class Fit:
             copy.deepcopy(self.mean.completion),
         )
         model.eval()
-        rows, others = (
-            Sample(targets[subset].float(), (share[subset] / share[subset].sum()).float())
-            for subset in (train[:SPREAD_ROWS], held_out[: SPREAD_ROWS // 8])
-        )
+        n_rows = max(1, min(SPREAD_ROWS, SAMPLED // model.likelihood.n_inputs))
+        samples = train.head(n_rows), (held_out or train).head(n_rows // 8 if held_out else 0)
+        rows, others = (Sample(part, (w / w.sum()).float()) for part, w in samples)
         excess = self.excess if go_on else None
         part = gaussian_part(model.likelihood)
         assert part is not None

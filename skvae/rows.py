@@ -1,7 +1,9 @@
-"""The rows that a model is fitted on: distinct, in an order of their own, a block at a time.
+"""The rows that a model is fitted on, read a block at a time.
 
-A table is never copied as a whole: its cells are encoded as T where they are read, some columns or
-some rows at a time, so that a fit needs little more memory than its float32 targets.
+`DistinctRows` of a table in memory: distinct, in an order of their own. A table is never copied as
+a whole: its cells are encoded as T where they are read, some columns or some rows at a time, so
+that a fit needs little more memory than its float32 targets. `StreamedRows` of an array that is
+larger than memory: as they lie there, and a sample of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-CHUNK = 4096  # rows at a time in sums: temporary arrays stay small
-BLOCK = 2**18  # cells that a block holds at most, one column or 256 rows at least
+SUMMED = 4096  # rows at a time in sums: temporary arrays stay small
+BLOCK = 2**18  # cells that a block holds at most, one column or 16 rows at least
+CHUNK_CELLS = 2**17  # cells of a stream's chunk, at most: rows that are read together
+LEAST_CHUNKS = 64  # and no fewer chunks than these, so that some can be held out
+SAMPLE = 2**25  # cells of a stream's sample
 
 
 class DistinctRows:
@@ -96,7 +101,12 @@ class DistinctRows:
 
     @property
     def _height(self) -> int:
-        return max(256, BLOCK // max(self.n_columns, 1))
+        return max(16, BLOCK // max(self.n_columns, 1))
+
+    @property
+    def sample(self) -> "DistinctRows":
+        """All of them: they are in memory."""
+        return self
 
     def _read(self, rows: NDArray[np.intp]) -> Floats:
         return _canonical(self.schema.encode(self.schema.take(self.X, rows)))
@@ -132,6 +142,77 @@ class DistinctRows:
         return new
 
 
+class StreamedRows:
+    """Rows of an array that is larger than memory, as they lie there, and a sample of them.
+
+    One pass over the array, in order, checks all cells and takes the sample: random rows.
+
+    Parameters
+    ----------
+    schema : Columns
+        How X becomes T: ``encode(X)``; and ``release(X)``, after a part of it was read.
+    X : array-like of shape (n_rows, n_columns)
+        Whose slices are arrays.
+    weights : ndarray of shape (n_rows,), default=None
+    check : callable, default=None
+        ``check(T, first_row)`` of each block; may raise.
+
+    Attributes
+    ----------
+    sample : DistinctRows
+    weights : ndarray of shape (n_rows,) or None
+        Their mean is one.
+    n_chunks : int
+    """
+
+    def __init__(
+        self,
+        schema: Any,
+        X: Any,
+        weights: Floats | None = None,
+        check: Callable[[Floats, int], None] | None = None,
+    ) -> None:
+        self.schema, self.X = schema, X
+        self.n_rows, self.n_columns = X.shape
+        self.weights = None if weights is None else weights / weights.mean()
+        self._height = max(1, min(CHUNK_CELLS // self.n_columns, self.n_rows // LEAST_CHUNKS))
+        self.n_chunks = -(-self.n_rows // self._height)
+        size = min(self.n_rows, max(SAMPLE // self.n_columns, 2))
+        random = np.random.default_rng(0)
+        cells = np.empty((size, self.n_columns), dtype=X.dtype)
+        sampled = np.ones(size)
+        for number in range(self.n_chunks):
+            start, stop = self.chunk(number)
+            raw = self._raw(start, stop)
+            if check is not None:
+                check(schema.encode(raw), start)
+            # of each chunk its share
+            first, last = size * start // self.n_rows, size * stop // self.n_rows
+            chosen = random.choice(stop - start, last - first, replace=False)
+            cells[first:last] = raw[chosen]
+            if self.weights is not None:
+                sampled[first:last] = self.weights[start + chosen]
+        self.sample = DistinctRows(schema, cells, sampled)
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def chunk(self, number: int) -> tuple[int, int]:
+        """First row of a chunk, and the first behind it."""
+        start = number * self._height
+        return start, min(start + self._height, self.n_rows)
+
+    def block(self, start: int, stop: int) -> Floats:
+        """Some rows of T: (stop - start, n_columns)."""
+        T: Floats = self.schema.encode(self._raw(start, stop))
+        return T
+
+    def _raw(self, start: int, stop: int) -> NDArray[Any]:
+        raw = np.array(self.X[start:stop])
+        self.schema.release(self.X)
+        return raw
+
+
 def _canonical(T: Floats) -> Floats:
     """T, in place, with one zero and one NaN."""
     T += 0.0  # -0.0 becomes 0.0
@@ -163,7 +244,7 @@ def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
     largest = np.maximum(np.abs(lowest), np.abs(highest))
     _, exponent = np.frexp(largest)
     unit = np.ldexp(1.0, exponent - 1)
-    slices = [slice(start, start + CHUNK) for start in range(0, len(T), CHUNK)]
+    slices = [slice(start, start + SUMMED) for start in range(0, len(T), SUMMED)]
     share = (weights / weights.sum())[:, None]
     gaps = np.isnan(T).any(axis=0)
     if gaps.any():

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .likelihoods import Gaussian, split_gaps
+from .networks import width
 from .training import Rows, Trainer
 from .vae import VAE
 
 N_VARIANCE_STEPS = 6  # of expectation-maximisation for one variance per column
+WORKSPACE = 2**24  # numbers that an array of a batch may hold; they matter for wide tables alone
 N_DRAWS = 8  # of z, wherever an expectation over a row's posterior is taken
 
 
@@ -126,7 +128,8 @@ class SpreadFit:
         score = math.inf
         if len(self.others):
             with torch.no_grad():
-                batches = self.others.targets.split(64)
+                size = max(1, min(64, WORKSPACE // (width(self.model) * len(self.points))))
+                batches = self.others.targets.split(size)
                 log_prob = torch.cat([self.model.log_prob(b, self.points) for b in batches])
             score = float((self.others.share * log_prob).sum())
         if score > self.best_score or not len(self.others):
@@ -188,7 +191,7 @@ class SpreadFit:
             loss.backward()
             return loss
 
-        return Rows(len(targets), gather, backward, batch_size, self.generator)
+        return Rows.stored(len(targets), gather, backward, batch_size, self.generator)
 
     def _evaluation(self) -> Callable[[], float]:
         """Held-out expected log-likelihood, at fixed draws from the present posteriors."""
@@ -216,7 +219,8 @@ def posteriors(
     """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
     parts = []
     with torch.no_grad():
-        for rows in torch.arange(len(targets)).split(128):
+        each = width(model) * (model.prior.n_components + 1)
+        for rows in torch.arange(len(targets)).split(max(1, min(128, WORKSPACE // each))):
             begin = None if start is None else start[rows]
             parts.append(model.laplace(targets[rows], begin, n_steps))
     return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])

@@ -23,7 +23,8 @@ WARM_UP = 50  # steps over which the learning rate rises
 SQUARES = 0.99  # decay of Adam's mean of squared gradients
 NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of all so far
 LATENESS = 2  # step t counts in that average like t to this power
-TINY = 1e-8  # what Adam adds to the root of that mean
+TINY = 1e-8  # the least root of that mean
+AGE = 900  # steps after which squares, which are kept in growing units, return to their own
 PART = 2**16  # parameters at a time that a step works on: they stay in the cache
 
 
@@ -54,38 +55,58 @@ class Rows:
     Parameters
     ----------
     n_rows : int
-    gather : callable
-        ``gather(order)``: the tensors that training needs, rows in this order, which is a part of
-        an epoch's; batches are slices of what it returns.
+    read : callable
+        ``read()``: an epoch's rows in random order, a part at a time: the tensors that training
+        needs, of which batches are slices.
     backward : callable
         ``backward(epoch, *slices)``: a batch's mean loss; its gradient is added to the parameters'.
     batch_size : int
-    generator : Generator
-        Draws the order.
-    at_once : int, default=4096
-        Rows to gather at once, one batch at least.
     """
 
     n_rows: int
-    gather: Callable[[Tensor], tuple[Tensor, ...]]
+    read: Callable[[], Iterator[tuple[Tensor, ...]]]
     backward: Callable[..., Tensor]
     batch_size: int
-    generator: torch.Generator
-    at_once: int = 4096
 
-    def batches(self, device: torch.device) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """An epoch's batches, their sizes beside them, in random order."""
-        order = torch.randperm(self.n_rows, generator=self.generator).to(device)
-        # sizes differ by one at most: the last batch is never a crumb
-        n_batches = math.ceil(self.n_rows / self.batch_size)
-        cuts = [self.n_rows * i // n_batches for i in range(n_batches + 1)]
-        step = max(1, self.at_once // self.batch_size)
-        for first in range(0, n_batches, step):
-            ends = cuts[first : first + step + 1]
-            data = self.gather(order[ends[0] : ends[-1]])
-            for start, stop in itertools.pairwise(ends):
-                part = slice(start - ends[0], stop - ends[0])
-                yield stop - start, tuple(tensor[part] for tensor in data)
+    @classmethod
+    def stored(
+        cls,
+        n_rows: int,
+        gather: Callable[[Tensor], tuple[Tensor, ...]],
+        backward: Callable[..., Tensor],
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> "Rows":
+        """Rows that ``gather(order)`` finds in memory, in an order that the generator draws."""
+
+        def read() -> Iterator[tuple[Tensor, ...]]:
+            yield from map(gather, shuffled(n_rows, batch_size, generator))
+
+        return cls(n_rows, read, backward, batch_size)
+
+    def batches(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """An epoch's batches, their sizes beside them."""
+        for part in self.read():
+            # sizes differ by one at most: the last batch is never a crumb
+            for start, stop in itertools.pairwise(even_cuts(len(part[0]), self.batch_size)):
+                yield stop - start, tuple(tensor[start:stop] for tensor in part)
+
+
+def shuffled(
+    n_rows: int, batch_size: int, generator: torch.Generator, at_once: int = 4096
+) -> Iterator[Tensor]:
+    """The numbers of so many rows in random order, whole batches of about ``at_once`` at a time."""
+    order = torch.randperm(n_rows, generator=generator)
+    cuts = even_cuts(n_rows, batch_size)
+    step = max(1, at_once // batch_size)
+    for start, stop in itertools.pairwise([*cuts[:-1:step], n_rows]):
+        yield order[start:stop]
+
+
+def even_cuts(n_rows: int, most: int) -> list[int]:
+    """Where to cut so many rows into batches of ``most`` at most, as even as can be."""
+    n_batches = math.ceil(n_rows / most)
+    return [n_rows * i // n_batches for i in range(n_batches + 1)]
 
 
 class Trainer:
@@ -104,7 +125,8 @@ class Trainer:
     max_grad_norm : float
         Gradients longer than this are scaled down to it.
     alpha : float
-        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``.
+        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient
+        is added after that.
     penalised : tuple of parameters
 
     Attributes
@@ -121,18 +143,18 @@ class Trainer:
         alpha: float = 0.0,
         penalised: tuple[Tensor, ...] = (),
     ) -> None:
-        self.module, self.max_grad_norm = module, max_grad_norm
+        self.module, self.max_grad_norm, self.alpha = module, max_grad_norm, alpha
+        chosen = {id(p) for p in penalised}
         parameters = [p for p in module.parameters() if p.requires_grad]
+        parameters.sort(key=lambda p: id(p) not in chosen)  # the penalised ones first
+        self.n_penalised = sum(p.numel() for p in parameters if id(p) in chosen)
         self.flat = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.grad = self.flat.grad = torch.zeros_like(self.flat)
-        self.decay = torch.zeros_like(self.flat) if alpha else None
-        offset, chosen = 0, {id(p) for p in penalised}
+        offset = 0
         for p in parameters:
             part = slice(offset, offset + p.numel())
             p.data = self.flat[part].view_as(p)
             p.grad = self.grad[part].view_as(p)
-            if self.decay is not None and id(p) in chosen:
-                self.decay[part] = alpha
             offset += p.numel()
         self.reset(learning_rate)
 
@@ -140,13 +162,18 @@ class Trainer:
         """Start the optimiser afresh, from the present weights."""
         self.learning_rate = learning_rate
         self.average, self.iterate = self.flat.clone(), self.flat.clone()
-        self.squares = torch.zeros_like(self.flat)
-        self.n_steps, self.total = 0, 0.0
-        size = PART if self.flat.device.type == "cpu" else len(self.flat)
+        self.squares = torch.full_like(self.flat, TINY**2)
+        self.n_steps, self.total, self.age = 0, 0.0, 0
+        size = PART if self.flat.device.type == "cpu" else max(len(self.flat), 1)
         buffer = torch.empty_like(self.flat[:size])
         tensors = self.flat, self.grad, self.average, self.iterate, self.squares
-        split = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-        self._parts = [(*part, buffer[: len(part[0])]) for part in split]
+        # of parts, each of which is penalised as a whole or not at all
+        self._parts: list[tuple[float, tuple[Tensor, ...]]] = []
+        n, m = len(self.flat), self.n_penalised
+        for alpha, start, stop in ((self.alpha, 0, m), (0.0, m, n)):
+            for low in range(start, stop, size):
+                part = tuple(tensor[low : min(low + size, stop)] for tensor in tensors)
+                self._parts.append((alpha, (*part, buffer[: len(part[0])])))
 
     def state(self) -> dict[str, Any]:
         """What another trainer of the same module needs to go on, on the CPU."""
@@ -162,20 +189,44 @@ class Trainer:
     def _step(self) -> None:
         """Move the iterate along the gradient, the average towards it, and go between them.
 
-        ``iterate -= rate * gradient / (root(squares / correction) + TINY)``, Adam's step without
-        momentum.
+        ``iterate -= rate * gradient / root(squares / correction)``, Adam's step without momentum.
+        Leaves the gradient at zero.
         """
         self.n_steps += 1
+        if self.age == AGE:
+            self._renew()
+        self.age += 1
         rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
         weight = self.n_steps**LATENESS * rate**2
         self.total += weight
-        correction = math.sqrt(1 - SQUARES**self.n_steps)
-        for flat, grad, average, iterate, squares, root in self._parts:
-            squares.mul_(SQUARES).addcmul_(grad, grad, value=1 - SQUARES)
-            torch.sqrt(squares, out=root).add_(TINY * correction)
-            iterate.addcdiv_(grad, root, value=-rate * correction)
-            average.lerp_(iterate, weight / self.total)
+        # new squares grow instead of old ones shrinking: one pass over them less
+        unit = SQUARES**self.age
+        share, rise = (1 - SQUARES) / unit, weight / self.total
+        rate *= math.sqrt((1 - SQUARES**self.n_steps) / unit)
+        self._clip()
+        for alpha, (flat, grad, average, iterate, squares, root) in self._parts:
+            if alpha:
+                grad.add_(flat, alpha=alpha)
+            squares.addcmul_(grad, grad, value=share)
+            torch.sqrt(squares, out=root)
+            iterate.addcdiv_(grad, root, value=-rate)
+            average.lerp_(iterate, rise)
             torch.lerp(iterate, average, NEARNESS, out=flat)
+            grad.zero_()
+
+    def _clip(self) -> None:
+        """Scale the gradient down where it is too long."""
+        if self.max_grad_norm == math.inf:
+            return
+        norm = self.grad.norm()
+        # on other devices than the CPU, asking for the number would wait for the step's end
+        if self.grad.device.type != "cpu" or not float(norm) <= self.max_grad_norm:
+            self.grad.mul_((self.max_grad_norm / norm).clamp_max(1.0))
+
+    def _renew(self) -> None:
+        """Squares in their own units again."""
+        self.squares.mul_(SQUARES**self.age).add_(TINY**2)
+        self.age = 0
 
     def _snapshot(self) -> list[Tensor]:
         """The weights, and what else the module keeps: running statistics, say."""
@@ -189,16 +240,13 @@ class Trainer:
         """One pass over the rows in random order; the mean loss."""
         self.module.train()
         torch.lerp(self.iterate, self.average, NEARNESS, out=self.flat)
+        self.grad.zero_()
         totals = []
-        for size, batch in rows.batches(self.flat.device):
-            self.grad.zero_()
+        for size, batch in rows.batches():
             loss = rows.backward(epoch, *batch)
-            if self.decay is not None:
-                self.grad.addcmul_(self.decay, self.flat)
-            if self.max_grad_norm < math.inf:
-                self.grad.mul_((self.max_grad_norm / self.grad.norm()).clamp_max(1.0))
             self._step()
             totals.append(loss.detach() * size)
+        self._renew()
         self.flat.copy_(self.average)
         self.module.eval()
         return float(torch.stack(totals).sum(dtype=torch.float64)) / rows.n_rows

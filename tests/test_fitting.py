@@ -345,7 +345,7 @@ def test_the_encoder_stays_linear_where_nothing_proves_otherwise():
 @UNFINISHED
 @pytest.mark.parametrize("noise", ["auto", "homoscedastic"])
 def test_the_encoder_leaves_the_start_where_it_pays(noise):
-    X = bent(400, 0)
+    X = bent(1600, 0)
     options = {"precision_power": 0, "hidden_layer_sizes": (16,), "noise": noise}
     vae = small(1, max_iter=25, learning_rate_init=0.01, **options).fit(X)
     assert not vae.linear_encoder_

@@ -6,7 +6,7 @@ import pytest
 import skvae.rows
 from skvae import VAETransformer
 from skvae.columns import Columns
-from skvae.rows import CHUNK, DistinctRows, location_and_scale
+from skvae.rows import SUMMED, DistinctRows, location_and_scale
 
 RNG = np.random.RandomState(0)
 
@@ -93,7 +93,7 @@ def test_blocks_do_not_show(block, monkeypatch):
     np.testing.assert_array_equal(rows.weights, weights)
     parts = list(rows.blocks())
     np.testing.assert_array_equal(np.vstack([part for _, part in parts]), expected)
-    assert [part.start for part, _ in parts] == list(range(0, len(rows), max(256, block // 3)))
+    assert [part.start for part, _ in parts] == list(range(0, len(rows), max(16, block // 3)))
     np.testing.assert_array_equal(rows.columns([2, 0]), expected[:, [2, 0]])
     groups = list(rows.column_blocks([0, 2, 1]))
     assert [j for group in groups for j in group] == [0, 2, 1]
@@ -132,7 +132,7 @@ def test_rows_that_differ_in_one_column_alone_stay_apart():
 
 
 def test_location_and_scale_are_weighted_mean_and_deviation():
-    n = 2 * CHUNK + 100  # more than one piece
+    n = 2 * SUMMED + 100  # more than one piece
     T, weights = RNG.normal(size=(n, 3)), RNG.uniform(size=n)
     T[-100:] += 50.0
     mean, scale = location_and_scale(T, weights)
