@@ -633,7 +633,10 @@ class Fit:
         excess = self.excess if go_on else None
         part = gaussian_part(model.likelihood)
         assert part is not None
-        fit = SpreadFit(model.to(F32), *part, rows, others, s.noise_floor, generator, excess)
+        model.to(F32)
+        plain = self._with_gaussian(model.likelihood, part[0].constant())
+        constant = VAE(model.encoder, spread.decoder, plain, model.prior, model.completion)
+        fit = SpreadFit(model, constant, *part, rows, others, s.noise_floor, generator, excess)
         finished = fit.run(
             0 if self.interrupted else n_rounds,
             n_epochs=n_epochs,

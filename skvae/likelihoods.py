@@ -31,6 +31,7 @@ Ranges are part of the family: ``support`` is the closed interval its data may l
 whether only whole numbers are allowed; validation reads them from there.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -142,6 +143,12 @@ class Gaussian(nn.Module):
         # log-variance of column j = base_j + common; `learn` says which of the two moves
         self.base = nn.Parameter(log_var.clone(), requires_grad=learn == "each")
         self.common = nn.Parameter(log_var.new_zeros(()), requires_grad=learn == "common")
+
+    def constant(self) -> "Gaussian":
+        """The same columns, spreads no longer functions of z; the parameters are these."""
+        other = copy.copy(self)
+        other.varies, other.n_params = False, self.n_columns
+        return other
 
     def log_unit(self, T: Floats) -> Floats:
         unit = np.broadcast_to(np.log(self.scale), T.shape)

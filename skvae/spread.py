@@ -19,6 +19,7 @@ from .networks import width
 from .training import Rows, Trainer
 from .vae import VAE
 
+VARIANCE_ROWS = 1_000  # that these are found from, at most
 N_VARIANCE_STEPS = 6  # of expectation-maximisation for one variance per column
 WORKSPACE = 2**24  # numbers that an array of a batch may hold; they matter for wide tables alone
 N_DRAWS = 8  # of z, wherever an expectation over a row's posterior is taken
@@ -34,6 +35,11 @@ class Sample:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def head(self, n_rows: int) -> "Sample":
+        """The first rows."""
+        share = self.share[:n_rows]
+        return Sample(self.targets[:n_rows], share / share.sum())
+
 
 class SpreadFit:
     """Fit the spread of a model whose mean stays as it is.
@@ -46,6 +52,8 @@ class SpreadFit:
     ----------
     model : VAE
         float32; its decoder is a `Spread`.
+    constant : VAE
+        The same model without the network of the spread, of the same parameters.
     part : Gaussian
         The part of the model's likelihood that varies, the last one.
     columns : list of int
@@ -62,6 +70,7 @@ class SpreadFit:
     def __init__(
         self,
         model: VAE,
+        constant: VAE,
         part: Gaussian,
         columns: list[int],
         rows: Sample,
@@ -70,12 +79,13 @@ class SpreadFit:
         generator: torch.Generator,
         excess: Tensor | None = None,
     ) -> None:
-        self.model, self.rows, self.others = model, rows, others
+        self.model, self.constant, self.rows, self.others = model, constant, rows, others
         self.part, self.columns = part, columns
         self.floor, self.generator = floor, generator
         self.spread = model.decoder
         self.goes_on = excess is not None
         self.excess = torch.zeros(len(columns)) if excess is None else excess
+        self.modes: Tensor | None = None  # of the rows, as they were last found
         self.points = self._noise(64, model.prior.n_components)
         self.best, self.best_score = copy.deepcopy(model.state_dict()), -math.inf
 
@@ -156,9 +166,10 @@ class SpreadFit:
 
     def _fit_variances(self) -> None:
         """One variance per column."""
-        targets, share, base = self.rows.targets, self.rows.share, self.part.base
+        some, base = self.rows.head(VARIANCE_ROWS), self.part.base
+        targets, share = some.targets, some.share
         seen = share @ (~targets[:, self.columns].isnan()).to(share)  # (n_columns,)
-        mode, factor = posteriors(self.model, targets)
+        mode, factor = posteriors(self.constant, targets)
         for _ in range(N_VARIANCE_STEPS):
             with torch.no_grad():
                 moment = torch.zeros_like(self.excess)
@@ -167,7 +178,7 @@ class SpreadFit:
                     moment += share @ self._note(targets, z) / N_DRAWS
                 moment /= seen.clamp_min(1e-12)
                 base.copy_((moment + self.excess).clamp_min(self.floor**2).log())
-            mode, factor = posteriors(self.model, targets, mode, 1)
+            mode, factor = posteriors(self.constant, targets, mode, 1)
         if len(self.others):
             self._note_errors(self.others)
             with torch.no_grad():
@@ -176,7 +187,10 @@ class SpreadFit:
     def _training_rows(self, batch_size: int) -> Rows:
         """The rows at draws from their posteriors under the present spread."""
         targets, weights = self.rows.targets, self.rows.share * len(self.rows)
-        mode, factor = posteriors(self.model, targets)
+        mode, factor = posteriors(self.model, targets, self.modes, 1)
+        self.modes = mode
+        with torch.no_grad():
+            self._note(targets, mode)
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
             z = mode[order] + (factor[order] @ self._noise(len(order), mode.shape[1], 1))[..., 0]
