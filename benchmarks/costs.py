@@ -13,10 +13,7 @@ Run it (on Linux) with
 """
 
 import argparse
-import ctypes
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -28,6 +25,7 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks import markdown_table, publish, versions
+from benchmarks.memory import MIB, isolated, raised
 from skvae import VAETransformer
 
 LEVELS = (5, 8, 12, 30)  # of the categorical columns
@@ -35,7 +33,6 @@ N_NUMBERS, N_FLAGS, N_COUNTS = 12, 2, 2
 N_COLUMNS = N_NUMBERS + N_FLAGS + N_COUNTS + len(LEVELS)
 WIDTH = N_COLUMNS - len(LEVELS) + sum(LEVELS)  # of the encoder's input
 N_LATENT = 4
-MIB = 2**20
 
 Maker = Callable[[int], tuple[Any, dict[str, Any]]]  # from n_rows: the table, the parameters
 
@@ -96,33 +93,19 @@ def fit(X: Any, max_iter: int, **params: Any) -> VAETransformer:
 # -- memory -----------------------------------------------------------------------------------
 
 
-def resident(key: str) -> int:
-    """Return a size of this process in bytes: ``VmRSS`` now, ``VmHWM`` the highest so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}: this measurement needs Linux")
-
-
 def peak(name: str, n_rows: int) -> float:
     """Return by how much a fit of two passes raises this process's memory, in MiB."""
     small, params = TABLES[name](2_000)
     fit(small, max_iter=2, **params)
     X, params = TABLES[name](n_rows)
-    ctypes.CDLL(None).malloc_trim(0)  # what making the table has freed is not free memory of ours
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    before = resident("VmRSS")
-    fit(X, max_iter=2, **params)
-    return (resident("VmHWM") - before) / MIB
+    return raised(lambda: fit(X, max_iter=2, **params))
 
 
 def memory_row(name: str, n_rows: int) -> list[str]:
     """Measure one table in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.costs", "--rows", str(n_rows), "--peak", name]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    raised, size = float(done.stdout), n_rows * N_COLUMNS * 4 / MIB
+    adds, size = isolated(peak, name=name, n_rows=n_rows), n_rows * N_COLUMNS * 4 / MIB
     shape = f"{n_rows:,} x {N_COLUMNS}"
-    return [name, shape, f"{size:.0f}", f"{raised:.0f}", f"{raised / size:.2f}"]
+    return [name, shape, f"{size:.0f}", f"{adds:.0f}", f"{adds / size:.2f}"]
 
 
 # -- time -------------------------------------------------------------------------------------
@@ -161,11 +144,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--peak", choices=TABLES, help="measure this one's memory here, print it")
     args = parser.parse_args()
-    if args.peak:
-        print(peak(args.peak, args.rows))
-        return
     memory = markdown_table(
         ["table", "shape", "float32 size, MiB", "a fit adds, MiB", "ratio"],
         [memory_row(name, args.rows) for name in TABLES],
