@@ -139,6 +139,8 @@ def repeated(action: Callable[[], object], least: float = 0.05) -> float:
 
 # -- ours -------------------------------------------------------------------------------------
 
+TRAINED = 1 - VAETransformer().validation_fraction  # share of the rows, by default
+
 
 class _Lines(io.StringIO):
     """In place of the screen: calls a function for each line of ``verbose=1``."""

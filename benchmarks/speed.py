@@ -35,6 +35,7 @@ from benchmarks.peers import (
     INSTALLED,
     NATS,
     NOISE_FLOOR,
+    TRAINED,
     Fit,
     Network,
     Peer,
@@ -43,10 +44,8 @@ from benchmarks.peers import (
     products_seconds,
     run,
 )
-from skvae import VAETransformer
 
 BATCH_SIZE = 128
-TRAINED = 1 - VAETransformer().validation_fraction  # share of the rows, by default
 # Ours starts at factor analysis; steps above the default are safe there.
 FOR_LIKELIHOOD = {
     "noise": "homoscedastic",

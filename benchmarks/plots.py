@@ -1,0 +1,31 @@
+"""Curves on double logarithmic axes, side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Line = tuple[Sequence[float], Sequence[float]]  # x and y
+Lines = Mapping[str, Line]  # by label
+DASHED = ("bare", "float32")  # how labels of limits and references begin
+
+
+def curves(path: Path, title: str, x_label: str, panels: Mapping[str, Lines]) -> None:
+    """Save one picture with a panel for each y-axis, by its label."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.4, 4.4 * len(panels)), 4.6), layout="constrained")
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    handles = {}
+    for axes, (y_label, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for label, (x, y) in lines.items():
+            style = "--" if label.startswith(DASHED) else "-"
+            # a label has one colour in all panels
+            look = {"linestyle": style, "color": f"C{labels.index(label)}", "marker": "o"}
+            handles[label] = axes.plot(x, y, **look, markersize=4)[0]
+        axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.3)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3 * len(panels))
+    figure.suptitle(title)
+    figure.get_layout_engine().set(w_pad=0.1)
+    figure.savefig(path, dpi=120)
