@@ -46,7 +46,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the processes it starts
     args.output.mkdir(parents=True, exist_ok=True)
-    gigabytes = min(args.gigabytes, 0.02) if args.quick else args.gigabytes
+    gigabytes = min(args.gigabytes, 0.1) if args.quick else args.gigabytes
     options = Options(args.rounds, args.quick, args.output, gigabytes)
 
     note = f"Medians of {args.rounds} alternating rounds. {versions()}, "

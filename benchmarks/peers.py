@@ -52,7 +52,7 @@ class Network(NamedTuple):
 # what was reached on held-out rows, by `NATS` (higher is better) and `ERROR` (lower)
 Judge = Callable[[np.ndarray], dict[str, float]]
 # (X, network, epochs, batch_size, seed, what to call after each epoch) -> judge
-Fit = Callable[[np.ndarray, Network, int, int, int, Callable[[], None]], Judge]
+Fit = Callable[[np.ndarray, Network, int, Any, int, Callable[[], None]], Judge]
 
 
 class Peer(NamedTuple):
@@ -77,7 +77,7 @@ class Run(NamedTuple):
         return (self.stamps[-1] - self.stamps[0]) / (len(self.stamps) - 1)
 
 
-def run(fit: Fit, X: np.ndarray, network: Network, epochs: int, batch_size: int, seed: int) -> Run:
+def run(fit: Fit, X: np.ndarray, network: Network, epochs: int, batch_size: Any, seed: int) -> Run:
     """Train and time it."""
     stamps: list[float] = []
     start = time.perf_counter()

@@ -11,6 +11,7 @@ DASHED = ("bare", "float32")  # how labels of limits and references begin
 def curves(path: Path, title: str, x_label: str, panels: Mapping[str, Lines]) -> None:
     """Save one picture with a panel for each y-axis, by its label."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogFormatter, NullLocator
 
     figure = Figure(figsize=(max(6.4, 4.4 * len(panels)), 4.6), layout="constrained")
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
@@ -24,8 +25,11 @@ def curves(path: Path, title: str, x_label: str, panels: Mapping[str, Lines]) ->
             look = {"linestyle": style, "color": f"C{labels.index(label)}", "marker": "o"}
             handles[label] = axes.plot(x, y, **look, markersize=4)[0]
         axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
+        axes.set_xticks(sorted({value for x, _ in lines.values() for value in x}))
+        axes.xaxis.set(major_formatter=EngFormatter(sep=""), minor_locator=NullLocator())
+        minor = LogFormatter(minor_thresholds=(1.5, 0.5))  # only where the axis is short
+        axes.yaxis.set(major_formatter="{x:g}", minor_formatter=minor)
         axes.grid(alpha=0.3)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3 * len(panels))
     figure.suptitle(title)
-    figure.get_layout_engine().set(w_pad=0.1)
     figure.savefig(path, dpi=120)

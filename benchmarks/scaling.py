@@ -2,9 +2,9 @@
 
 1. Curves against the number of rows, of columns, of components and the size of batches: time of a
    fit of three epochs at our defaults but for the batches, time of an epoch (as in
-   `benchmarks.speed`), and how much memory the fit adds at its highest to a process that holds the rows. Each point is measured in a process
-   of its own, after a small fit. Peers stop where they would take too long; a point that fails, or
-   takes longer than half an hour, is named.
+   `benchmarks.speed`), and how much memory the fit adds at its highest to a process that holds the
+   rows. Each point is measured in a process of its own, after a small fit. Peers stop where they
+   would take too long; a point that fails, or takes longer than half an hour, is named.
 2. A file that does not fit in memory: one epoch over a ``np.memmap``, beside one over a twelfth of
    its rows in memory: throughput beyond the first 10,000 rows, since some costs do not grow with
    them. Own memory is anonymous memory: pages of the file are the system's.
@@ -15,6 +15,7 @@
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,7 @@ LABELS = {
     "n_rows": "rows",
     "n_columns": "columns",
     "n_components": "components",
-    "batch_size": "rows a batch",
+    "batch_size": "batch size",
 }
 
 
@@ -137,7 +138,9 @@ def try_to_measure(model: str, point: Point) -> Measured:
 def median_of_rounds(turns: list[Measured]) -> Measured:
     """Return the medians of what was measured, or the first thing that went wrong."""
     wrong = [turn for turn in turns if isinstance(turn, str)]
-    return wrong[0] if wrong else np.median(turns, axis=0).tolist()
+    if wrong:
+        return wrong[0]
+    return [statistics.median(each) for each in zip(*turns, strict=True)]
 
 
 def curve(name: str, options: Options) -> str:
@@ -219,8 +222,10 @@ def draw(name: str, results: Results, limits: dict[int, Limits], folder: Path) -
     _, of_epochs, of_memory = panels.values()
     of_epochs["bare matrix products"] = (list(limits), [bare for bare, _ in limits.values()])
     of_memory["float32 rows"] = (list(limits), [data for _, data in limits.values()])
-    others = [f"{n:,} {LABELS[field]}" for field, n in of.base._asdict().items() if n]
-    curves(folder / f"{name}.png", f"Cost of a fit: {', '.join(others)}", of.label, panels)
+    others = [f"{LABELS[field]} {n:,}" for field, n in of.base._asdict().items() if n]
+    curves(
+        folder / f"{name}.png", f"Cost against {of.label} ({', '.join(others)})", of.label, panels
+    )
 
 
 # -- a file that does not fit in memory -------------------------------------------------------
@@ -351,7 +356,9 @@ def imports(options: Options) -> str:
     }
     times = take_turns(
         {
-            name: partial(seconds_of, partial(subprocess.run, [sys.executable, "-c", code]))
+            name: partial(
+                seconds_of, partial(subprocess.run, [sys.executable, "-c", code], check=True)
+            )
             for name, code in codes.items()
         },
         options.rounds,

@@ -47,7 +47,7 @@ from benchmarks.peers import (
 
 BATCH_SIZE = 128
 # Ours starts at factor analysis; steps above the default are safe there.
-FOR_LIKELIHOOD = {
+FOR_LIKELIHOOD: dict[str, Any] = {
     "noise": "homoscedastic",
     "precision_power": 1.0,
     "learning_rate_init": 1e-2,
