@@ -11,9 +11,11 @@ DASHED = ("bare", "float32")  # how labels of limits and references begin
 def curves(path: Path, title: str, x_label: str, panels: Mapping[str, Lines]) -> None:
     """Save one picture with a panel for each y-axis, by its label."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import EngFormatter, LogFormatter, NullLocator
 
-    figure = Figure(figsize=(max(6.4, 4.4 * len(panels)), 4.6), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.1)
+    figure = Figure(figsize=(max(6.4, 4.4 * len(panels)), 4.6), layout=layout)
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     handles = {}
     for axes, (y_label, lines) in zip(
