@@ -5,6 +5,7 @@ missing, categories as codes. `Columns` is a table's schema: how its columns bec
 becomes a table of the same kind, names and types again.
 """
 
+import functools
 import mmap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,6 +103,11 @@ class Columns:
                 )
         return schema
 
+    @functools.cached_property
+    def restricted(self) -> list[int]:
+        """Columns that may not hold any number."""
+        return [j for j, family in enumerate(self.families) if family != "gaussian"]
+
     def _index(self, name: Any, parameter: str) -> int:
         """Position of a column given by name or index."""
         if name in self.names:
@@ -147,10 +153,11 @@ class Columns:
         if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
 
-    def encode(self, X: Any, which: Sequence[int] | None = None) -> Floats:
+    def encode(self, X: Any, which: Sequence[int] | None = None, dtype: Any = None) -> Floats:
         """X, of this schema, or some of its columns, as T, a copy.
 
-        Levels that were not seen at fit are missing.
+        Levels that were not seen at fit are missing. With a dtype, an array's T has it, and may be
+        the array itself.
         """
         which = range(len(self.names)) if which is None else which
         if table_library(X) is None:
@@ -160,7 +167,8 @@ class Columns:
                     f"fitted as categories of a {self.library} DataFrame. Pass such a DataFrame."
                 )
             at = slice(which.start, which.stop) if isinstance(which, range) else which
-            T: Floats = np.array(X[:, at], dtype=np.float64, order="C")
+            cells, copy = X[:, at], dtype is None or bool(self.levels) or None
+            T: Floats = np.array(cells, dtype=dtype or np.float64, order="C", copy=copy)
             for i, j in enumerate(which if self.levels else ()):
                 if j in self.levels:
                     T[:, i] = self._codes_of(T[:, i], self.levels[j])

@@ -64,7 +64,8 @@ FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, a
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
 DESCRIBED = 2**24  # cells of the rows that fitted attributes describe, at most
-ENCODED = 2**18  # cells of X that become T at once
+BLOCK = 2**21  # cells of X that become targets at once
+ENCODED = 2**16  # and of an array, T
 WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
 
 
@@ -551,19 +552,18 @@ class VAETransformer(
                 ) from error
             raise
 
-    def _encode(self, X: Any, first_row: int = 0) -> columns.Floats:
+    def _encode(self, X: Any, first_row: int = 0, dtype: Any = None) -> columns.Floats:
         """X -> T, refused where it leaves its families' support."""
-        T = self._columns.encode(X)
-        self._columns.release(X)
+        T = self._columns.encode(X, dtype=dtype)
         self._check(T, first_row)
         return T
 
     def _check(self, T: columns.Floats, first_row: int = 0) -> None:
         """Refuse what columns may not hold."""
-        infinite = np.isinf(T).any()
-        for j, family in enumerate(self._columns.families):
-            if infinite or family != "gaussian":
-                self._check_cells(j, T[:, j], first_row)
+        # a finite sum is the quickest way to see that nothing is infinite
+        infinite = not np.isfinite(T.sum()) and np.isinf(T).any()
+        for j in range(T.shape[1]) if infinite else self._columns.restricted:
+            self._check_cells(j, T[:, j], first_row)
 
     def _check_cells(self, j: int, cells: columns.Floats, first_row: int = 0) -> None:
         """Refuse what column j may not hold."""
@@ -704,7 +704,7 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, n_components)
             Latents, of X's float dtype. The prior's scale is 1.
         """
-        return self.posterior(X)[0]
+        return self._posterior(X)[0]
 
     def posterior(self, X: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Mean and standard deviation of q(z | x) for each row.
@@ -718,14 +718,19 @@ class VAETransformer(
         -------
         mean, std : ndarrays of shape (n_samples, n_components)
         """
+        mean, log_var = self._posterior(X)
+        return mean, np.exp(0.5 * log_var)
+
+    def _posterior(self, X: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Mean and log-variance of q(z | x) for each row."""
         X, dtype, module = self._prepare(X)
         mean = np.empty((len(X), self._n_features_out), dtype=dtype)
-        std = np.empty_like(mean)
+        log_var = np.empty_like(mean)
         with torch.no_grad():
-            for rows, _, targets in self._batches(X, dtype, width(module.encoder)):
-                m, log_var = module.posterior(targets)
-                mean[rows], std[rows] = m.numpy(), (0.5 * log_var).exp().numpy()
-        return mean, std
+            for rows, targets in self._batches(X, dtype, width(module.encoder)):
+                m, v = module.posterior(targets)
+                mean[rows], log_var[rows] = m.numpy(), v.numpy()
+        return mean, log_var
 
     def inverse_transform(self, Z: Any) -> Any:
         """Mean of p(x | z) for each latent, in X's units; of categories, the most probable one.
@@ -960,12 +965,12 @@ class VAETransformer(
         k, m = self._n_features_out, self.n_score_samples
         _check_integer("n_score_samples", m, 1)
         points = torch.tensor(_normal_points(m, k, self._score_seed).astype(dtype))
-        out = np.empty(len(X), dtype=dtype)
+        out, units = np.empty(len(X), dtype=dtype), np.empty(len(X))
         with torch.no_grad():
-            for rows, T, targets in self._batches(X, dtype, self._points_width(m)):
+            for rows, targets in self._batches(X, dtype, self._points_width(m), units):
                 # so far out that squares overflow: less probable than any number says
                 log_prob = module.log_prob(targets, points).double().nan_to_num(nan=-math.inf)
-                out[rows] = log_prob.numpy() - module.likelihood.log_unit(T).sum(1)
+                out[rows] = log_prob.numpy() - units[rows]
         return out
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -1013,15 +1018,27 @@ class VAETransformer(
             yield rows, torch.tensor(self.module_.likelihood.standardize(T[rows]))
 
     def _batches(
-        self, X: Any, dtype: np.dtype[Any], width: int
-    ) -> Iterator[tuple[slice, columns.Floats, Tensor]]:
-        """Slices of X, their T and their targets: no more than a block of X is ever copied."""
-        for block in _slices(len(X), self.n_features_in_, ENCODED):
-            T = self._encode(self._columns.take(X, block), block.start)
-            for rows in _slices(len(T), width):
-                targets = self.module_.likelihood.standardize(T[rows])
-                at = slice(block.start + rows.start, block.start + min(rows.stop, len(T)))
-                yield at, T[rows], torch.tensor(targets, dtype=_torch_dtype(dtype))
+        self, X: Any, dtype: np.dtype[Any], width: int, units: columns.Floats | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of X and their targets: no more than a block of X is ever copied.
+
+        ``units`` are filled with the nats that original units cost each row.
+        """
+        likelihood, d = self.module_.likelihood, self.n_features_in_
+        # of an array, so few cells at a time that they stay in the processor's cache
+        at_once = ENCODED if columns.table_library(X) is None else BLOCK
+        for block in _slices(len(X), d, BLOCK):
+            n_rows = block.stop - block.start
+            targets = torch.empty(n_rows, d, dtype=_torch_dtype(dtype))
+            for part in _slices(n_rows, d, at_once):
+                at = slice(block.start + part.start, block.start + part.stop)
+                T = self._encode(self._columns.take(X, at), at.start, dtype)
+                targets[part] = torch.from_numpy(likelihood.standardize(T))
+                if units is not None:
+                    units[at] = likelihood.log_unit(T).sum(1)
+                self._columns.release(X)
+            for rows in _slices(n_rows, width):
+                yield slice(block.start + rows.start, block.start + rows.stop), targets[rows]
 
     def __sklearn_tags__(self) -> Any:
         """Tags for scikit-learn's checks."""
@@ -1055,7 +1072,7 @@ def _slices(n_rows: int, width: int, workspace: int = WORKSPACE) -> Iterator[sli
     """Batches of rows whose arrays of ``width`` numbers a row stay inside the workspace."""
     size = max(1, workspace // max(width, 1))
     for start in range(0, n_rows, size):
-        yield slice(start, start + size)
+        yield slice(start, min(start + size, n_rows))
 
 
 def _generators(random_state: Any) -> tuple[np.random.RandomState, torch.Generator]:

@@ -7,7 +7,7 @@ Everything that evaluates, draws or summarises p(x | z) goes through these metho
 is written once.
 
 =====================  ===================================================================
-``standardize(T)``     T in original units -> targets, float64, NaN kept (numpy)
+``standardize(T)``     T in original units -> targets, NaN kept (numpy); of float32 maybe float32
 ``restore(t)``         the inverse, for draws (numpy)
 ``log_unit(T)``        nats per cell that original units cost, 0 where missing (numpy)
 ``embed(t)``           targets -> what the encoder reads, (n, n_inputs), NaN kept (torch)
@@ -32,6 +32,7 @@ whether only whole numbers are allowed; validation reads them from there.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -157,10 +158,32 @@ class Gaussian(nn.Module):
         return np.where(np.isnan(T), 0.0, unit)
 
     def standardize(self, T: Floats) -> Floats:
-        T = T if self.log is None else np.where(self.log, _logs(T, self.log), T)
-        targets: Floats = T - self.shift
-        targets /= self.scale
+        if self.log is not None:
+            T = np.where(self.log, _logs(T, self.log), T)
+        if T.dtype == np.float32 and self._single is not None:
+            high, low, scale = self._single
+            targets: Floats = T - high
+            if low is not None:
+                targets -= low
+        else:
+            targets, scale = T - self.shift, self.scale
+        targets /= scale
         return targets
+
+    @functools.cached_property
+    def _single(self) -> tuple[Any, Any, Any] | None:
+        """The shift in two parts and the scale, in single precision; None where these lie far out.
+
+        The second part is what rounding has left of the shift; None where it is nothing beside the
+        scale.
+        """
+        inside = (np.abs(self.shift) < 1e30) & (self.scale < 1e30) & (self.scale > 1e-30)
+        if not inside.all():
+            return None
+        high = self.shift.astype(np.float32)
+        low = self.shift - high
+        matters = (np.abs(low) > np.finfo(np.float32).eps * self.scale).any()
+        return high, low.astype(np.float32) if matters else None, self.scale.astype(np.float32)
 
     def restore(self, targets: Floats) -> Floats:
         T: Floats = targets * self.scale + self.shift

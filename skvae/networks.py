@@ -11,6 +11,7 @@ vector-Jacobian product), where ``back(grad, True)`` adds to the gradients of th
 returns the gradient with respect to x. What ``back(grad, False)`` returns is of no use.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -18,8 +19,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": functools.partial(nn.ReLU, inplace=True),  # no gradient needs the layer's output
     "silu": nn.SiLU,
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
@@ -204,8 +205,10 @@ class WithLinear(nn.Module):
         out: Tensor = self.network(near)  # (n, n_out)
         if self.gate is not None:
             out = self.gate * out
-        weight = nn.functional.pad(self.weight, (0, 0, 0, len(self.bias) - len(self.weight)))
-        return torch.addmm(out + self.bias, x, weight.T)
+        out = out + self.bias
+        n_linear = len(self.weight)
+        reached = torch.addmm(out[:, :n_linear], x, self.weight.T)
+        return reached if n_linear == out.shape[1] else torch.cat([reached, out[:, n_linear:]], 1)
 
     @property
     def vjp(self) -> Callable[[Tensor], tuple[Tensor, Back]] | None:

@@ -203,8 +203,9 @@ class StreamedRows:
         return start, min(start + self._height, self.n_rows)
 
     def block(self, start: int, stop: int) -> Floats:
-        """Some rows of T: (stop - start, n_columns)."""
-        T: Floats = self.schema.encode(self._raw(start, stop))
+        """Some rows of T, float32 where X is: (stop - start, n_columns)."""
+        dtype = np.float32 if self.X.dtype == np.float32 else np.float64
+        T: Floats = self.schema.encode(self._raw(start, stop), dtype=dtype)
         return T
 
     def _raw(self, start: int, stop: int) -> NDArray[Any]:

@@ -8,6 +8,7 @@ References
 Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled", NeurIPS 2024.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -107,6 +108,21 @@ def even_cuts(n_rows: int, most: int) -> list[int]:
     """Where to cut so many rows into batches of ``most`` at most, as even as can be."""
     n_batches = math.ceil(n_rows / most)
     return [n_rows * i // n_batches for i in range(n_batches + 1)]
+
+
+@contextlib.contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 are zero in this thread, as long as the block takes.
+
+    Weights that nothing but a penalty moves shrink towards zero, and a processor takes many times
+    longer where a number is too small for its usual form.
+    """
+    before = not torch.tensor(1e-40).add(0.0).item()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 class Trainer:
@@ -242,10 +258,11 @@ class Trainer:
         torch.lerp(self.iterate, self.average, NEARNESS, out=self.flat)
         self.grad.zero_()
         totals = []
-        for size, batch in rows.batches():
-            loss = rows.backward(epoch, *batch)
-            self._step()
-            totals.append(loss.detach() * size)
+        with _no_denormals():
+            for size, batch in rows.batches():
+                loss = rows.backward(epoch, *batch)
+                self._step()
+                totals.append(loss.detach() * size)
         self._renew()
         self.flat.copy_(self.average)
         self.module.eval()

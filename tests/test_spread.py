@@ -52,9 +52,15 @@ def sample(n, seed, wild=0.0):
     return Sample(targets, torch.full((n,), 1 / n))
 
 
+def constant(vae, likelihood):
+    """The same model, its spread no longer a function of z."""
+    return VAE(vae.encoder, vae.decoder.decoder, likelihood, vae.prior, vae.completion)
+
+
 def fit_of(rows, others, excess=None):
     vae = model()
-    return SpreadFit(vae, vae.likelihood, [0, 1, 2], rows, others, FLOOR, generator(), excess)
+    part, plain = vae.likelihood, constant(vae, vae.likelihood.constant())
+    return SpreadFit(vae, plain, part, [0, 1, 2], rows, others, FLOOR, generator(), excess)
 
 
 def held_out_score(fit):
@@ -198,12 +204,14 @@ def test_columns_of_another_family_that_say_nothing_change_nothing():
         torch.nn.functional.pad(encoder.weight.detach(), (1, 0)), encoder.bias.detach(), quiet(4, 2)
     )
     columns = [0, 2, 3]
-    vae.likelihood = Mixed([Bernoulli(np.array([0.5])).float(), gaussian], [[1], columns])
+    flags = Bernoulli(np.array([0.5])).float()
+    vae.likelihood = Mixed([flags, gaussian], [[1], columns])
+    plain = constant(vae, Mixed([flags, gaussian.constant()], [[1], columns]))
     wide = [
         Sample(torch.cat([s.targets[:, :1], s.targets[:, :1] > 0, s.targets[:, 1:]], 1), s.share)
         for s in (rows, others)
     ]
-    beside = SpreadFit(vae, gaussian, columns, *wide, FLOOR, generator())
+    beside = SpreadFit(vae, plain, gaussian, columns, *wide, FLOOR, generator())
     for fit in (alone, beside):
         fit.run(1, **OPTIONS)
     torch.testing.assert_close(beside.excess, alone.excess, rtol=1e-3, atol=1e-5)
