@@ -37,6 +37,7 @@ POWER_TOLERANCE = 0.02  # precision_power="auto": reconstruction may cost this m
 POWER_LIMIT = 0.25  # and it goes no further, lest one column at its floor outweigh all others
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
+WIDE_CELLS = 2**26  # of the rows that the start of wide tables is found from
 SAMPLED = 2**24  # cells that such rows, those that the spread is fitted on, and others have at most
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
@@ -229,9 +230,7 @@ class Fit:
         likelihood = build(
             sample, self.families, self.n_levels, exposed, s.noise in VARYING, self._gaussian()
         )
-        moments = linear.Moments(likelihood.n_inputs)
-        data = self._read(rows, likelihood, moments)
-        center, S = moments.result()
+        center, S, data = self._moments(rows, likelihood)
         if center.isnan().any():
             # their order is random
             some = slice(min(COMPLETED_ROWS, max(1, SAMPLED // likelihood.n_inputs)))
@@ -319,8 +318,23 @@ class Fit:
         parts = self.mean.encoder, self.mean.decoder, likelihood, self.mean.prior
         return VAE(*parts, self.mean.completion).eval()
 
+    def _moments(
+        self, rows: AnyRows, likelihood: Any
+    ) -> tuple[Tensor, linear.Covariance, Stored | Streamed]:
+        """Mean and covariance of what the encoder reads, and the rows as targets."""
+        if likelihood.n_inputs <= linear.WIDE:
+            moments = linear.Moments(likelihood.n_inputs)
+            data = self._read(rows, likelihood, moments)
+            return *moments.result(), data
+        data = self._read(rows, likelihood)
+        # their order is random
+        targets, share = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
+        size = max(1, SAMPLED // (8 * likelihood.n_inputs))
+        wide = linear.Wide(lambda: map(likelihood.embed, targets.split(size)), share / share.sum())
+        return wide.mean, wide, data
+
     def _linear_model(
-        self, S: Tensor, gaussian: tuple[Gaussian, list[int]] | None
+        self, S: linear.Covariance, gaussian: tuple[Gaussian, list[int]] | None
     ) -> linear.LinearModel:
         s = self.settings
         d, k, floor = len(S), s.n_components, s.noise_floor

@@ -12,6 +12,7 @@ Joreskog, "Some contributions to maximum likelihood factor analysis", Psychometr
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from torch import Tensor
 
 DUST = 1e-14  # loadings this much smaller than the largest are zero
 DENSE = 256  # columns up to which all eigenvectors are found at once
+WIDE = 1024  # columns up to which covariances are matrices
+WIDE_ROUNDS = 20  # of `refit` beyond, at most
 
 
 @dataclass
@@ -51,7 +54,7 @@ class LinearModel:
         """log Var[z | x], the same for every x: (n_components,)."""
         return -(1 + self.eigenvalues).log()
 
-    def reconstruction_error(self, S: Tensor) -> float:
+    def reconstruction_error(self, S: "Covariance") -> float:
         """Mean over the columns of E (x - W E[z | x])^2 under covariance ``S``."""
         SE, WW = S @ self.encoder.T, self.loadings.T @ self.loadings  # (d, k), (k, k)
         cross = (SE * self.loadings).sum()
@@ -84,14 +87,102 @@ class Moments:
         return self.first, 0.5 * (S + S.T)
 
 
+class Wide:
+    """The covariance of rows with many columns, of which there are only products.
+
+    A matrix would have the square of their number. Products are in single precision, their sums
+    over parts in double.
+
+    Parameters
+    ----------
+    parts : callable
+        ``parts()``: the rows, (n, d) in all, a part at a time.
+    share : Tensor of shape (n,)
+        Sums to one.
+    extra : Tensor of shape (d,), default=None
+        What the diagonal has beyond the rows' own.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (d,)
+
+    References
+    ----------
+    Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 2011.
+    """
+
+    MORE = 10  # directions than are asked for
+    N_FIRST, N_LATER = 8, 3  # rounds, from random directions and from those found before
+
+    def __init__(
+        self, parts: Callable[[], Iterable[Tensor]], share: Tensor, extra: Tensor | None = None
+    ) -> None:
+        self.parts, self.share = parts, share
+        first: Tensor | float = 0.0
+        second: Tensor | float = 0.0
+        for rows, weights in self._rows():
+            first = first + weights @ rows.double()
+            second = second + weights @ rows.double().square()
+        assert isinstance(first, Tensor) and isinstance(second, Tensor)
+        self.mean, self.extra = first, extra
+        own = (second - first.square()).clamp_min(0.0)
+        self._diagonal = own if extra is None else own + extra
+        self._found: Tensor | None = None
+
+    def _rows(self) -> Iterable[tuple[Tensor, Tensor]]:
+        end = 0
+        for rows in self.parts():
+            start, end = end, end + len(rows)
+            yield rows, self.share[start:end]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def diagonal(self) -> Tensor:
+        """Variances: (d,)."""
+        return self._diagonal
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """(d, c) -> (d, c)."""
+        out = -self.mean[:, None] * (self.mean @ other)
+        if self.extra is not None:
+            out += self.extra[:, None] * other
+        single = other.float()
+        for rows, weights in self._rows():
+            product = rows.float() @ single
+            out += rows.float().T @ (weights[:, None].float() * product)
+        return out
+
+    def leading(self, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `_leading` returns, by subspace iteration."""
+        Q, n_rounds = self._found, self.N_LATER
+        size = min(k + self.MORE, len(self))
+        if Q is None or Q.shape[1] < size:
+            generator = torch.Generator().manual_seed(0)
+            Q = torch.randn(len(self), size, generator=generator, dtype=scale.dtype)
+            n_rounds = self.N_FIRST
+        for _ in range(n_rounds):
+            Q = torch.linalg.qr(scale[:, None] * (self @ (scale[:, None] * Q))).Q
+        self._found = Q
+        image = scale[:, None] * (self @ (scale[:, None] * Q))
+        values, R = torch.linalg.eigh(0.5 * (Q.T @ image + image.T @ Q))
+        values, vectors = values.flip(0)[:k].clamp_min(0.0), Q @ R.flip(1)[:, :k]
+        rest = (scale.square() @ self.diagonal() - values.sum()).clamp_min(0.0)
+        return values, vectors, rest
+
+
+Covariance = Tensor | Wide  # both have `diagonal()`, a length and products
+
+
 def completed_covariance(
     inputs: Tensor, share: Tensor, n_components: int, floor: float, n_iter: int = 200
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Covariance]:
     """Mean (d,) and covariance (d, d) of rows with gaps, as factor analysis would complete them.
 
     Expectation-maximisation for ``x = center + W z + e`` with cells missing at random. Rows of W
     have the prior ``N(0, I / (2 n_components))``, half of a column's variance: few rows and many
-    gaps leave loadings open. The covariance is the expected one given what is observed.
+    gaps leave loadings open. The covariance is the expected one given what is observed; of wide
+    rows, one draw of z for each stands for its expectation.
 
     Parameters
     ----------
@@ -106,6 +197,7 @@ def completed_covariance(
     """
     n, d = inputs.shape
     k = min(n_components, d)
+    chunk = max(1, 2**22 // ((k + 1) * max(k + 1, d)))
     gaps = inputs.isnan()
     observed = (~gaps).to(inputs)
     count = n * share[:, None]
@@ -113,8 +205,13 @@ def completed_covariance(
     center = torch.where(gaps, 0.0, count * inputs).sum(0) / total.clamp_min(1e-12)
     X = torch.where(gaps, 0.0, inputs - center)
     # start: the leading part of the covariances of pairs, shrunk where pairs are few
-    pairs = observed.T @ (count * observed)
-    values, vectors, _ = _leading(X.T @ (count * X) / (pairs + 1), torch.ones(d, dtype=X.dtype), k)
+    pairs: Covariance
+    if d > WIDE:
+        known = (share @ observed).clamp_min(0.5 / n)  # as if gaps came independently
+        pairs = Wide(lambda: (part / known for part in X.split(chunk)), share)
+    else:
+        pairs = X.T @ (count * X) / (observed.T @ (count * observed) + 1)
+    values, vectors, _ = _leading(pairs, torch.ones(d, dtype=X.dtype), k)
     W = vectors * values.sqrt()
     variance = (count * X.square()).sum(0) / total.clamp_min(1e-12)
     noise = (0.5 * variance).clamp_min(floor**2)
@@ -122,7 +219,6 @@ def completed_covariance(
     eye = torch.eye(k, dtype=X.dtype)
     # rows with the same gaps share the precision of z
     patterns, pattern = observed.unique(dim=0, return_inverse=True)  # (p, d), (n,)
-    chunk = max(1, 2**22 // ((k + 1) * max(k + 1, d)))
     step = (k + 1) ** 2 * (d * len(patterns) + n)
     budget = int(min(n_iter, max(10, 2e10 // step)))
 
@@ -163,6 +259,15 @@ def completed_covariance(
         W, offset = A[:, :-1], A[:, -1]
         if ((noise / previous).log().abs() < 1e-4).all():
             break
+    if d > WIDE:
+        first, cov = moments()
+        lower = torch.linalg.cholesky(cov)[pattern]
+        noise_of_z = torch.randn(n, k, 1, generator=torch.Generator().manual_seed(0)).to(X)
+        z = first[:, :-1] + (lower @ noise_of_z)[..., 0]
+        for rows in slices:
+            X[rows] = torch.where(gaps[rows], z[rows] @ W.T + offset, X[rows])
+        wide = Wide(lambda: X.split(chunk), share, (share @ gaps.to(X)) * noise)
+        return center + wide.mean, wide
     S = torch.zeros(d, d, dtype=X.dtype)
     mean = torch.zeros(d, dtype=X.dtype)
     missing = torch.zeros(d, dtype=X.dtype)
@@ -193,11 +298,13 @@ def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
     return LinearModel(W * torch.where(largest < 0, -1.0, 1.0), noise)
 
 
-def _leading(S: Tensor, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _leading(S: Covariance, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Leading part of the spectrum of ``diag(scale) S diag(scale)``.
 
     Returns the k largest eigenvalues, falling, their eigenvectors, and the others' sum.
     """
+    if isinstance(S, Wide):
+        return S.leading(scale, k)
     A = S * scale[:, None] * scale
     if len(A) <= DENSE or k > len(A) // 8:
         values, vectors = torch.linalg.eigh(A)
@@ -213,7 +320,7 @@ def _leading(S: Tensor, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return values, vectors, (A.diagonal().sum() - values.sum()).clamp_min(0.0)
 
 
-def factor_analysis(S: Tensor, n_components: int, floor: float) -> Tensor:
+def factor_analysis(S: Covariance, n_components: int, floor: float) -> Tensor:
     """Noise variances of maximum-likelihood factor analysis, none below ``floor**2``: (d,).
 
     Joreskog's profile likelihood: given the noise the best loadings are in closed form, so that
@@ -234,9 +341,13 @@ def factor_analysis(S: Tensor, n_components: int, floor: float) -> Tensor:
         return 0.5 * float(value), 0.5 * gradient.numpy()
 
     low = 2 * math.log(floor)
-    # 1 / diag(S^-1) bounds each column's noise from below in the population
-    inverse = torch.linalg.inv(S + 1e-3 * torch.eye(d, dtype=S.dtype)).diagonal()
-    start = ((1 - k / (2 * d)) / inverse).clamp(math.exp(low), 1.0).log()
+    if isinstance(S, Wide):
+        values, vectors, _ = S.leading(torch.ones_like(variance), k)
+        start = (variance - vectors.square() @ values).clamp(math.exp(low), 1.0).log()
+    else:
+        # 1 / diag(S^-1) bounds each column's noise from below in the population
+        inverse = torch.linalg.inv(S + 1e-3 * torch.eye(d, dtype=S.dtype)).diagonal()
+        start = ((1 - k / (2 * d)) / inverse).clamp(math.exp(low), 1.0).log()
     # an evaluation costs d^3: wide tables get a start that is good rather than converged
     budget = int(min(2000, max(10, 2e9 / d**3)))
     result = minimize(
@@ -250,7 +361,7 @@ def factor_analysis(S: Tensor, n_components: int, floor: float) -> Tensor:
     return torch.from_numpy(result.x).exp()
 
 
-def weighted_pca(S: Tensor, n_components: int, precision: Tensor, floor: float) -> LinearModel:
+def weighted_pca(S: Covariance, n_components: int, precision: Tensor, floor: float) -> LinearModel:
     """Probabilistic PCA where column j counts ``precision_j``: noise proportional to 1/precision.
 
     Parameters
@@ -270,7 +381,7 @@ def weighted_pca(S: Tensor, n_components: int, precision: Tensor, floor: float) 
 
 
 def refit(
-    S: Tensor, model: LinearModel, floor: float, learn: bool = True, n_iter: int = 200
+    S: Covariance, model: LinearModel, floor: float, learn: bool = True, n_iter: int = 200
 ) -> LinearModel:
     """Best noise per column, and best scale of the components, within the span of the loadings.
 
@@ -282,6 +393,8 @@ def refit(
     live = model.loadings.square().sum(0) > 0
     W, noise = model.loadings[:, live], model.noise
     eye = torch.eye(W.shape[1], dtype=W.dtype)
+    if isinstance(S, Wide):
+        n_iter = min(n_iter, WIDE_ROUNDS)
     for _ in range(n_iter if learn else 1):
         # in units of the noise: covariance I outside the span, Q C Q' inside
         root = noise.sqrt()[:, None]
@@ -305,7 +418,7 @@ def refit(
 
 
 def choose_power(
-    S: Tensor,
+    S: Covariance,
     n_components: int,
     noise: Tensor,
     floor: float,
