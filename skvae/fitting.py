@@ -38,7 +38,7 @@ POWER_LIMIT = 0.25  # and it goes no further, lest one column at its floor outwe
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
 WIDE_CELLS = 2**26  # of the rows that the start of wide tables is found from
-SAMPLED = 2**24  # cells that such rows, those that the spread is fitted on, and others have at most
+SAMPLED = 2**23  # cells that such rows, those that the spread is fitted on, and others have at most
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
@@ -329,7 +329,7 @@ class Fit:
         data = self._read(rows, likelihood)
         # their order is random
         targets, share = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
-        size = max(1, SAMPLED // (8 * likelihood.n_inputs))
+        size = max(1, SAMPLED // (4 * likelihood.n_inputs))
         wide = linear.Wide(lambda: map(likelihood.embed, targets.split(size)), share / share.sum())
         return wide.mean, wide, data
 
@@ -629,25 +629,26 @@ class Fit:
     ) -> None:
         """Fit a spread per column, as a function of z, around the mean, which stays as it is."""
         s = self.settings
-        spread: Any = copy.deepcopy(self.density.decoder)
-        spread.decoder = copy.deepcopy(self.mean.decoder)
         found = gaussian_part(self.density.likelihood)
         assert found is not None
-        model = VAE(
-            copy.deepcopy(self.mean.encoder),
-            spread,
-            copy.deepcopy(self._with_gaussian(self.mean.likelihood, found[0])),
-            self.mean.prior,
-            copy.deepcopy(self.mean.completion),
+        parts = (
+            self.mean.encoder,
+            self.mean.decoder,
+            self.density.decoder.network,
+            self._with_gaussian(self.mean.likelihood, found[0]),
+            self.mean.completion,
         )
-        model.eval()
+        encoder, decoder, network, likelihood, completion = (
+            copy.deepcopy(part).to(F32) for part in parts
+        )
+        spread: Any = Spread(decoder, network)
+        model = VAE(encoder, spread, likelihood, self.mean.prior, completion).eval()
         n_rows = max(1, min(SPREAD_ROWS, SAMPLED // model.likelihood.n_inputs))
         samples = train.head(n_rows), (held_out or train).head(n_rows // 8 if held_out else 0)
         rows, others = (Sample(part, (w / w.sum()).float()) for part, w in samples)
         excess = self.excess if go_on else None
         part = gaussian_part(model.likelihood)
         assert part is not None
-        model.to(F32)
         plain = self._with_gaussian(model.likelihood, part[0].constant())
         constant = VAE(model.encoder, spread.decoder, plain, model.prior, model.completion)
         fit = SpreadFit(model, constant, *part, rows, others, s.noise_floor, generator, excess)
@@ -662,11 +663,10 @@ class Fit:
         )
         self.interrupted |= not finished
         self.excess = fit.excess
-        model = model.to(F64)
         # means and encoder exactly as trained, not through float32
         model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
         model.completion = self.mean.completion
-        self.density = self.module = model
+        self.density = self.module = model.to(F64)
 
     # ---------------------------------------------------------------- small things
 

@@ -220,7 +220,10 @@ class Gaussian(nn.Module):
         cells = torch.addcmul(-0.5 * (LOG_2PI + log_var), error, error, value=-0.5)
         return _masked(cells, observed)
 
-    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+    def nll_vjp(
+        self, raw: Tensor, targets: Tensor, more: Tensor | None = None
+    ) -> tuple[Tensor, Back]:
+        """``more``, (n_columns,), is added to the squared error of every cell."""
         targets, observed = split_gaps(targets)
         value = self._unbounded(raw)
         log_var = value.clamp(self.low, self.high)
@@ -230,6 +233,8 @@ class Gaussian(nn.Module):
         if observed is not None:
             error, constant = error * observed, constant * observed
         square = error.square()
+        if more is not None:
+            square.addcmul_(more, root.square())
         nll = 0.5 * (square.sum(-1) + constant.sum(-1))
 
         def back(grad: Tensor) -> Tensor:

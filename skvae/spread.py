@@ -8,7 +8,7 @@ in closed form, then the network of log-variances, by gradient.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from .vae import VAE
 
 VARIANCE_ROWS = 1_000  # that these are found from, at most
 N_VARIANCE_STEPS = 6  # of expectation-maximisation for one variance per column
-WORKSPACE = 2**24  # numbers that an array of a batch may hold; they matter for wide tables alone
+WORKSPACE = 2**20  # numbers that an array of a batch may hold; they matter for wide tables alone
 N_DRAWS = 8  # of z, wherever an expectation over a row's posterior is taken
 
 
@@ -87,7 +87,8 @@ class SpreadFit:
         self.excess = torch.zeros(len(columns)) if excess is None else excess
         self.modes: Tensor | None = None  # of the rows, as they were last found
         self.points = self._noise(64, model.prior.n_components)
-        self.best, self.best_score = copy.deepcopy(model.state_dict()), -math.inf
+        self.moving = nn.ModuleList([self.spread.network, self.part])
+        self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), -math.inf
 
     def run(
         self,
@@ -109,11 +110,7 @@ class SpreadFit:
                 self._fit_variances()
             self._judge()
             for _ in range(n_rounds):
-                trainer = Trainer(
-                    nn.ModuleList([self.spread.network, self.part]),
-                    learning_rate,
-                    max_grad_norm,
-                )
+                trainer = Trainer(self.moving, learning_rate, max_grad_norm)
                 history = trainer.fit(
                     self._training_rows(batch_size),
                     self._evaluation() if len(self.others) else None,
@@ -127,8 +124,8 @@ class SpreadFit:
                     break
         except KeyboardInterrupt:
             finished = False
-        self.model.load_state_dict(self.best)
-        for parameter in self.model.parameters():
+        self.moving.load_state_dict(self.best)
+        for parameter in self.moving.parameters():
             parameter.data = parameter.data.clone()  # out of the trainer's buffer
             parameter.grad = None
         return finished
@@ -138,18 +135,18 @@ class SpreadFit:
         score = math.inf
         if len(self.others):
             with torch.no_grad():
-                size = max(1, min(64, WORKSPACE // (width(self.model) * len(self.points))))
-                batches = self.others.targets.split(size)
+                targets, each = self.others.targets, width(self.model) * len(self.points)
+                batches = (targets[rows] for rows in _slices(len(targets), each, 64))
                 log_prob = torch.cat([self.model.log_prob(b, self.points) for b in batches])
             score = float((self.others.share * log_prob).sum())
         if score > self.best_score or not len(self.others):
-            self.best, self.best_score = copy.deepcopy(self.model.state_dict()), score
+            self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), score
 
     def _note_errors(self, sample: Sample) -> None:
         """Take the largest errors at the modes into account."""
         mode, _ = posteriors(self.model, sample.targets)
         with torch.no_grad():
-            self._note(sample.targets, mode)
+            self._note(sample, mode)
 
     def mean(self, z: Tensor) -> Tensor:
         """Of these columns, (..., n_columns)."""
@@ -157,25 +154,29 @@ class SpreadFit:
         out: Tensor = self.spread.decoder(z)[..., end - len(self.columns) : end]
         return out
 
-    def _note(self, targets: Tensor, z: Tensor) -> Tensor:
-        cells, observed = split_gaps(targets[:, self.columns])
-        error: Tensor = (cells - self.mean(z)).square()
-        error = error if observed is None else error * observed
-        self.excess = torch.maximum(self.excess, error.amax(0) / len(self.rows))
-        return error
+    def _note(self, sample: Sample, z: Tensor) -> Tensor:
+        """Take errors at z into account; returns the sum of the columns' squares, (n_columns,)."""
+        total = torch.zeros_like(self.excess)
+        for rows in _slices(len(sample), width(self.model)):
+            cells, observed = split_gaps(sample.targets[rows][:, self.columns])
+            error = (cells - self.mean(z[rows])).square()
+            error = error if observed is None else error * observed
+            self.excess = torch.maximum(self.excess, error.amax(0) / len(self.rows))
+            total += sample.share[rows] @ error
+        return total
 
     def _fit_variances(self) -> None:
         """One variance per column."""
         some, base = self.rows.head(VARIANCE_ROWS), self.part.base
-        targets, share = some.targets, some.share
-        seen = share @ (~targets[:, self.columns].isnan()).to(share)  # (n_columns,)
+        targets = some.targets
+        seen = some.share @ (~targets[:, self.columns].isnan()).to(some.share)  # (n_columns,)
         mode, factor = posteriors(self.constant, targets)
         for _ in range(N_VARIANCE_STEPS):
             with torch.no_grad():
                 moment = torch.zeros_like(self.excess)
                 for _ in range(N_DRAWS):
                     z = mode + (factor @ self._noise(*mode.shape, 1))[..., 0]
-                    moment += share @ self._note(targets, z) / N_DRAWS
+                    moment += self._note(some, z) / N_DRAWS
                 moment /= seen.clamp_min(1e-12)
                 base.copy_((moment + self.excess).clamp_min(self.floor**2).log())
             mode, factor = posteriors(self.constant, targets, mode, 1)
@@ -190,7 +191,7 @@ class SpreadFit:
         mode, factor = posteriors(self.model, targets, self.modes, 1)
         self.modes = mode
         with torch.no_grad():
-            self._note(targets, mode)
+            self._note(self.rows, mode)
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
             z = mode[order] + (factor[order] @ self._noise(len(order), mode.shape[1], 1))[..., 0]
@@ -198,14 +199,17 @@ class SpreadFit:
                 return targets[order], weights[order], z, self.mean(z)
 
         def backward(epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-            raw = torch.cat([mean, self.spread.log_var(z)], -1)
-            once_more = 0.5 * self.excess * (-self.part.log_var(raw)).exp()
-            cells = self.part.log_prob(raw, batch[:, self.columns])
-            loss = (weight * (once_more - cells).sum(-1)).mean()
-            loss.backward()
-            return loss
+            added = self.spread.log_var(z)
+            weight = weight / len(batch)
+            with torch.no_grad():
+                raw = torch.cat([mean, added], -1)
+                loss, back = self.part.nll_vjp(raw, batch[:, self.columns], self.excess)
+                gradient = back(weight)[:, len(self.columns) :]
+            added.backward(gradient)
+            return weight @ loss
 
-        return Rows.stored(len(targets), gather, backward, batch_size, self.generator)
+        at_once = WORKSPACE // width(self.model)
+        return Rows.stored(len(targets), gather, backward, batch_size, self.generator, at_once)
 
     def _evaluation(self) -> Callable[[], float]:
         """Held-out expected log-likelihood, at fixed draws from the present posteriors."""
@@ -216,15 +220,25 @@ class SpreadFit:
             means = self.mean(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
 
         def evaluate() -> float:
+            total = 0.0
             with torch.no_grad():
-                raw = torch.cat([means, self.spread.log_var(z)], -1)
-                cells = self.part.log_prob(raw, targets[:, self.columns])
-                return float(share @ cells.sum(-1).mean(0))
+                for rows in _slices(len(targets), N_DRAWS * width(self.model)):
+                    raw = torch.cat([means[:, rows], self.spread.log_var(z[:, rows])], -1)
+                    cells = self.part.log_prob(raw, targets[rows][:, self.columns])
+                    total += float(share[rows] @ cells.sum(-1).mean(0))
+            return total
 
         return evaluate
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float32)
+
+
+def _slices(n_rows: int, each: int, most: int = 2**20) -> Iterator[slice]:
+    """Rows, each of which becomes so many numbers, as many at a time as memory should hold."""
+    size = max(1, min(most, WORKSPACE // each))
+    for start in range(0, n_rows, size):
+        yield slice(start, start + size)
 
 
 def posteriors(
@@ -233,8 +247,7 @@ def posteriors(
     """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
     parts = []
     with torch.no_grad():
-        each = width(model) * (model.prior.n_components + 1)
-        for rows in torch.arange(len(targets)).split(max(1, min(128, WORKSPACE // each))):
+        for rows in _slices(len(targets), width(model) * (model.prior.n_components + 1), 128):
             begin = None if start is None else start[rows]
             parts.append(model.laplace(targets[rows], begin, n_steps))
     return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])

@@ -77,11 +77,12 @@ class Rows:
         backward: Callable[..., Tensor],
         batch_size: int,
         generator: torch.Generator,
+        at_once: int = 4096,
     ) -> "Rows":
         """Rows that ``gather(order)`` finds in memory, in an order that the generator draws."""
 
         def read() -> Iterator[tuple[Tensor, ...]]:
-            yield from map(gather, shuffled(n_rows, batch_size, generator))
+            yield from map(gather, shuffled(n_rows, batch_size, generator, at_once))
 
         return cls(n_rows, read, backward, batch_size)
 
@@ -94,7 +95,7 @@ class Rows:
 
 
 def shuffled(
-    n_rows: int, batch_size: int, generator: torch.Generator, at_once: int = 4096
+    n_rows: int, batch_size: int, generator: torch.Generator, at_once: int
 ) -> Iterator[Tensor]:
     """The numbers of so many rows in random order, whole batches of about ``at_once`` at a time."""
     order = torch.randperm(n_rows, generator=generator)
