@@ -38,10 +38,11 @@ POWER_LIMIT = 0.25  # and it goes no further, lest one column at its floor outwe
 ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard deviations
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
 WIDE_CELLS = 2**26  # of the rows that the start of wide tables is found from
-SAMPLED = 2**23  # cells that such rows, those that the spread is fitted on, and others have at most
+SAMPLED = 2**23  # and cells of these
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
+SPREAD_CELLS = 2**22  # and cells of these
 SPREAD_ROUNDS = 2
 SPREAD_EPOCHS = 60
 # Below this many products a step, a second thread costs more than it brings, and where the machine
@@ -643,7 +644,7 @@ class Fit:
         )
         spread: Any = Spread(decoder, network)
         model = VAE(encoder, spread, likelihood, self.mean.prior, completion).eval()
-        n_rows = max(1, min(SPREAD_ROWS, SAMPLED // model.likelihood.n_inputs))
+        n_rows = max(1, min(SPREAD_ROWS, SPREAD_CELLS // model.likelihood.n_inputs))
         samples = train.head(n_rows), (held_out or train).head(n_rows // 8 if held_out else 0)
         rows, others = (Sample(part, (w / w.sum()).float()) for part, w in samples)
         excess = self.excess if go_on else None
@@ -655,7 +656,9 @@ class Fit:
         finished = fit.run(
             0 if self.interrupted else n_rounds,
             n_epochs=n_epochs,
-            batch_size=self._batch_size(len(rows)),
+            batch_size=min(
+                self._batch_size(len(rows)), max(16, GATHERED // model.likelihood.n_inputs)
+            ),
             learning_rate=s.learning_rate_init,
             max_grad_norm=s.max_grad_norm,
             tol=s.tol,
