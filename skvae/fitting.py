@@ -125,6 +125,7 @@ class Fit:
         self.linear_encoder = False
         self.power = 0.0
         self.n_rows = 0  # of all passes
+        self.n_epochs = 0  # behind the present weights
         self.unit = self.held_out_unit = 0.0
         self.excess: Tensor | None = None
         self.mean: VAE  # what is trained first; the same as `module` without a separate spread
@@ -150,18 +151,22 @@ class Fit:
         size = 0
         if s.early_stopping:
             size = min(max(1, round(s.validation_fraction * len(rows))), len(rows) - 1)
-        train, held_out = data.split(size, generator)
+        # the same rows and noise each time that a fit goes on, so that held-out rows stay so
+        fixed = torch.Generator().manual_seed(self.seed + 1)
+        train, held_out = data.split(size, fixed)
         self.unit, self.held_out_unit = train.unit, held_out.unit
         self.losses, self.scores, self.best_score = [], [], None
         self.interrupted = self.improving = False
-        self.optimizer_state = None  # it belongs to other weights
         if s.max_iter > 0:
+            # the same noise for each evaluation: (n_draws, n, n_components)
+            n_draws = min(16, max(1, 1024 // max(len(held_out), 1)))
+            noise = torch.randn(n_draws, len(held_out), s.n_components, generator=fixed, dtype=F32)
             with self._randomness(generator):
-                self._train_mean(data, train, held_out, generator, on_epoch)
+                self._train_mean(data, train, held_out, noise, generator, on_epoch)
         if not self.separate_spread:
             self.module = self.mean
         elif s.max_iter > 0:
-            self._fit_spread(train, held_out, generator, go_on)
+            self._fit_spread(train, held_out, fixed, go_on)
         elif not go_on:
             self.module = self._linear_density()
         self.generator_state = generator.get_state()
@@ -182,14 +187,13 @@ class Fit:
         with self._randomness(generator):
             self.n_rows += len(rows)
             model, trainer = self._prepare_mean(self.n_rows, generator)
-            if self.optimizer_state is not None:
-                trainer.resume(self.optimizer_state)
-            loss = trainer.epoch(self._mean_rows(model, data, generator), len(self.losses))
+            loss = trainer.epoch(self._mean_rows(model, data, generator))
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss of this pass was {loss}")
             self.optimizer_state = trainer.state()
             self._keep(model)
             self.linear_encoder = False
+            self.n_epochs += 1
         self.losses.append(loss)
         if self.separate_spread:
             self._fit_spread(data, None, generator, True, 1, 1)
@@ -421,7 +425,8 @@ class Fit:
             # a component without loadings is a saddle: encoder and decoder both see no gradient
             weight = model.decoder.weight  # (n_columns, n_components)
             dead = weight.square().sum(0) == 0
-            noise = torch.randn(weight.shape, generator=generator, dtype=F32).to(s.device)
+            fixed = torch.Generator().manual_seed(self.seed + 2)
+            noise = torch.randn(weight.shape, generator=fixed, dtype=F32).to(s.device)
             # a column without loadings has nothing to say, as one without any cell
             silent = weight.square().sum(1, keepdim=True) == 0
             weight += torch.where(dead & (~silent | silent.all()), 0.01 * noise, 0.0)
@@ -431,7 +436,10 @@ class Fit:
             if "network" in name and p.dim() > 1 and p.requires_grad
         )
         alpha = s.alpha / n_rows  # the prior of the weights against the likelihood of all rows
-        return model, Trainer(model, s.learning_rate_init, s.max_grad_norm, alpha, penalised)
+        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, alpha, penalised)
+        if self.optimizer_state is not None and encoder_too:
+            trainer.resume(self.optimizer_state)
+        return model, trainer
 
     def _mean_rows(self, model: VAE, data: Stored | Streamed, generator: torch.Generator) -> Rows:
         """Rows to train on, with the negative ELBO as their loss."""
@@ -439,6 +447,7 @@ class Fit:
         batch_size = self._batch_size(len(data))
         hints = functools.partial(self._hints, model)
         read_data = data.reader(batch_size, generator, s.device, hints)
+        before = self.n_epochs
 
         def read() -> Iterator[tuple[Tensor, ...]]:
             for targets, *others in read_data():
@@ -448,7 +457,7 @@ class Fit:
         def backward(
             epoch: int, batch: Tensor, noise: Tensor, weight: Tensor, hints: Tensor | None = None
         ) -> Tensor:
-            beta = s.beta * min(1.0, (epoch + 1) / (s.kl_warmup + 1))
+            beta = s.beta * min(1.0, (before + epoch + 1) / (s.kl_warmup + 1))
             return model.backward(batch, noise, weight / len(batch), beta, hints)
 
         return Rows(len(data), read, backward, batch_size)
@@ -469,6 +478,7 @@ class Fit:
         whole: Stored | Streamed,
         train: Stored | Streamed,
         held_out: Stored,
+        noise: Tensor,
         generator: torch.Generator,
         on_epoch: OnEpoch,
     ) -> None:
@@ -484,14 +494,11 @@ class Fit:
         few = s.early_stopping and len(whole) <= FEW_ROWS
         exact = all(f in NORMAL for f in self.families)  # other families' starts are only near
         on_trial = few and exact and self.linear_encoder and s.encoder is None
-        # the same noise for each evaluation: (n_draws, n, n_components)
-        n_draws = min(16, max(1, 1024 // max(len(held_out), 1)))
-        noise = torch.randn(n_draws, len(held_out), s.n_components, generator=generator, dtype=F32)
         data = len(whole), train, held_out, noise, generator
         encoder_too = True
-        model, history, gains = self._train(*data, encoder_too, on_epoch)
+        model, trainer, history, gains = self._train(*data, encoder_too, on_epoch)
         if on_trial and history.best_iter > 0 and not (history.interrupted or history.stopped):
-            alone, its_history, its_gains = self._train(*data, encoder_too=False)
+            alone, _, its_history, its_gains = self._train(*data, encoder_too=False)
             if its_history.interrupted:
                 history.interrupted = True  # keep what is finished
             elif not _proven(gains - its_gains):
@@ -507,15 +514,17 @@ class Fit:
             if history.best_iter == 0:
                 return  # the exact start stays
         if few and not history.interrupted:
-            again, trainer = self._prepare_mean(len(whole), generator, encoder_too)
+            again, its_trainer = self._prepare_mean(len(whole), generator, encoder_too)
             rows = self._mean_rows(again, whole, generator)
             try:
-                if trainer.replay(rows, history.path):
-                    model = again
+                if its_trainer.replay(rows, history.path):
+                    model, trainer = again, its_trainer
             except KeyboardInterrupt:
                 self.interrupted = True
         linear = self.mean.encoder
         self._keep(model)
+        self.n_epochs += history.best_iter if s.early_stopping else history.n_iter
+        self.optimizer_state = trainer.state() if encoder_too else None
         if not encoder_too:
             self.mean.encoder = linear  # exactly, not through float32
         self.linear_encoder = not encoder_too
@@ -529,7 +538,7 @@ class Fit:
         generator: torch.Generator,
         encoder_too: bool,
         on_epoch: OnEpoch | None = None,
-    ) -> tuple[VAE, History, Tensor]:
+    ) -> tuple[VAE, Trainer, History, Tensor]:
         """One training of the mean: its model, what happened, and each held-out row's gain."""
         s = self.settings
         model, trainer = self._prepare_mean(n_rows, generator, encoder_too)
@@ -559,7 +568,7 @@ class Fit:
             n_iter_no_change=s.n_iter_no_change,
             on_epoch=None if on_epoch is None else after,
         )
-        return model, history, gains + judge() if s.early_stopping else gains
+        return model, trainer, history, gains + judge() if s.early_stopping else gains
 
     def _keep(self, model: VAE) -> None:
         """Take over trained weights, in float64 on the CPU."""

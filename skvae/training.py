@@ -245,13 +245,20 @@ class Trainer:
         self.squares.mul_(SQUARES**self.age).add_(TINY**2)
         self.age = 0
 
-    def _snapshot(self) -> list[Tensor]:
-        """The weights, and what else the module keeps: running statistics, say."""
-        return [tensor.clone() for tensor in (self.flat, *self.module.buffers())]
+    def _snapshot(self) -> tuple[list[Tensor], tuple[int, float]]:
+        """All that another epoch depends on, as it is between epochs."""
+        return [tensor.clone() for tensor in self._tensors()], (self.n_steps, self.total)
 
-    def _restore(self, snapshot: list[Tensor]) -> None:
-        for tensor, kept in zip((self.flat, *self.module.buffers()), snapshot, strict=True):
+    def _restore(self, snapshot: tuple[list[Tensor], tuple[int, float]]) -> None:
+        for tensor, kept in zip(self._tensors(), snapshot[0], strict=True):
             tensor.copy_(kept)
+        self.average.copy_(self.flat)
+        self.n_steps, self.total = snapshot[1]
+        self.age = 0
+
+    def _tensors(self) -> list[Tensor]:
+        # buffers: what else the module keeps, running statistics, say
+        return [self.flat, self.iterate, self.squares, *self.module.buffers()]
 
     def epoch(self, rows: Rows, epoch: int = 0) -> float:
         """One pass over the rows in random order; the mean loss."""

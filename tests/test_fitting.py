@@ -542,3 +542,37 @@ def test_awkward_tables_stay_finite(noise, kind):
     if kind == "constant":
         # a column that never moved comes back as it was, but for its floor
         assert np.abs(vae.inverse_transform(vae.transform(X))[:, 1] - 7.0).max() < 0.1
+
+
+# ---------------------------------------------------------------- going on
+
+
+@UNFINISHED
+@pytest.mark.parametrize("noise", ["auto", "homoscedastic"])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.2}, {"kl_warmup": 5}])
+def test_two_fits_are_one_of_as_many_epochs(noise, options):
+    X = bent(120, 0)
+    options = options | {"noise": noise, "early_stopping": False, "warm_start": True}
+    once = small(1, max_iter=6, **options).fit(X)
+    twice = small(1, max_iter=2, **options).fit(X)
+    curve = twice.loss_curve_
+    twice.set_params(max_iter=4).fit(X)
+    assert curve + twice.loss_curve_ == once.loss_curve_
+    np.testing.assert_array_equal(twice.transform(X), once.transform(X))
+    if noise == "homoscedastic":
+        np.testing.assert_array_equal(twice.score_samples(X), once.score_samples(X))
+
+
+@UNFINISHED
+def test_going_on_with_early_stopping_is_one_fit_too(monkeypatch):
+    monkeypatch.setattr(skvae.fitting, "FEW_ROWS", 100)
+    X = bent(300, 0)
+    options = {"warm_start": True, "noise": "isotropic", "learning_rate_init": 0.01}
+    once = small(1, max_iter=4, **options).fit(X)
+    assert np.argmax(once.validation_scores_) == 3  # each epoch was the best so far
+    twice = small(1, max_iter=2, **options).fit(X)
+    curve = twice.validation_scores_
+    twice.fit(X)
+    # the same rows are held out, and judged with the same noise
+    assert curve + twice.validation_scores_ == once.validation_scores_
+    np.testing.assert_array_equal(twice.transform(X), once.transform(X))
