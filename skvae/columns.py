@@ -151,7 +151,7 @@ class Columns:
         while isinstance(mapped, np.ndarray):
             mapped = mapped.base
         if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+            _let_go(mapped)
 
     def encode(self, X: Any, which: Sequence[int] | None = None, dtype: Any = None) -> Floats:
         """X, of this schema, or some of its columns, as T, a copy.
@@ -392,6 +392,10 @@ def _scattered_polars(column: Any, at: NDArray[np.intp], values: list[Any]) -> A
         levels = [*column.dtype.categories, *values]
         return new.cast(pl.Enum(list(dict.fromkeys(v for v in levels if v is not None))))
     return new.cast(column.dtype)
+
+
+def _let_go(mapped: mmap.mmap) -> None:
+    mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def missing(X: Any) -> NDArray[np.bool_]:

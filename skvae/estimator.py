@@ -519,14 +519,14 @@ class VAETransformer(
     def _validated(self, X: Any, reset: bool) -> Any:
         """X as a matrix of numbers, float32 or float64, or as the DataFrame that it is.
 
-        What is read by slices and too large to be read as a whole stays as it is.
+        What lies on disk and is too large to be read as a whole stays as it is.
         """
-        if columns.is_sliced(X):
-            if not columns.is_large(X):
-                return self._validated(np.asarray(X[:]), reset)
+        if columns.is_large(X):
             if np.dtype(X.dtype).kind not in "fiub":
                 raise TypeError(f"X holds {X.dtype}: convert it to numbers, float32 for example.")
             return validate_data(self, X, reset=reset, skip_check_array=True)
+        if columns.is_sliced(X):
+            return self._validated(np.asarray(X[:]), reset)
         table = columns.table_library(X) is not None
         if table and (reset or self._columns.library is not None):
             return validate_data(self, X, reset=reset, skip_check_array=True)

@@ -115,7 +115,7 @@ class Streamed:
         """The rows but for those of random chunks, about so many, of a window at most."""
         order = self.chunks[torch.randperm(len(self.chunks), generator=generator)]
         n_rows = min(n_rows, WINDOW // self.rows.n_columns)
-        n_chunks = max(1, round(n_rows / len(self) * len(order)))
+        n_chunks = math.ceil(n_rows / len(self) * len(order))
         rest = Streamed(self.rows, self.likelihood, self.sample, order[n_chunks:])
         return rest, self._read(order[:n_chunks], True)
 
