@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 
-from skvae import linear
+from skvae import VAETransformer, linear
 from skvae.linear import (
     LinearModel,
     choose_power,
@@ -526,3 +526,79 @@ def test_weights_are_repetitions():
     repeated = completed_covariance(X[np.repeat(np.arange(60), times)], shares(60), 2, FLOOR)
     for one, other in zip(weighted, repeated, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+# ---------------------------------------------------------------- wide tables
+
+
+def wide_of(X, share=None, extra=None, size=37):
+    """X's covariance without a matrix, from parts."""
+    X = torch.from_numpy(X)
+    share = torch.full((len(X),), 1 / len(X), dtype=F64) if share is None else share
+    return linear.Wide(lambda: X.split(size), share, extra)
+
+
+def test_wide_covariances_are_numpys():
+    X = synthetic(300, 40) + np.random.default_rng(1).normal(size=40)
+    share = torch.from_numpy(np.random.default_rng(2).dirichlet(np.ones(300)))
+    extra = torch.linspace(0, 1, 40, dtype=F64)
+    S = wide_of(X, share, extra)
+    expected = np.cov(X.T, aweights=share.numpy(), ddof=0) + np.diag(extra)
+    np.testing.assert_allclose(S.mean, share.numpy() @ X, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(S.diagonal(), np.diag(expected), rtol=1e-10)
+    assert len(S) == 40
+    other = torch.from_numpy(np.random.default_rng(3).normal(size=(40, 3)))
+    np.testing.assert_allclose(S @ other, expected @ other.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_leading_directions_of_wide_covariances():
+    X = synthetic(400, 60, k=4)
+    S = wide_of(X)
+    scale = torch.linspace(0.5, 2.0, 60, dtype=F64)
+    for once_more in (scale, scale.flip(0)):  # the second time from the first's directions
+        found = S.leading(once_more, 4)
+        expected = linear._leading(covariance(X), once_more, 4)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[2], expected[2], rtol=1e-5, atol=1e-6)
+        overlap = (found[1].T @ expected[1]).diagonal().abs()
+        torch.testing.assert_close(overlap, torch.ones(4, dtype=F64), rtol=1e-4, atol=0.0)
+
+
+def test_the_start_of_wide_tables_is_that_of_others():
+    X = synthetic(500, 80, k=3)
+    S, wide = covariance(X), wide_of(X)
+    noise, found = (factor_analysis(each, 3, FLOOR) for each in (S, wide))
+    np.testing.assert_allclose(found, noise, rtol=0.02)
+    models = [weighted_pca(each, 3, noise**-0.2, FLOOR) for each in (S, wide)]
+    np.testing.assert_allclose(models[1].loadings, models[0].loadings, atol=1e-4)
+    refitted = [refit(each, models[0], FLOOR) for each in (S, wide)]
+    np.testing.assert_allclose(refitted[1].noise, refitted[0].noise, rtol=1e-3)
+    assert choose_power(wide, 3, noise, FLOOR, 0.02) == pytest.approx(
+        choose_power(S, 3, noise, FLOOR, 0.02), abs=0.04
+    )
+
+
+def test_gaps_of_wide_tables(monkeypatch):
+    X = synthetic(600, 60, k=2)
+    holey = torch.from_numpy(X.copy())
+    holey[torch.from_numpy(np.random.default_rng(5).random(X.shape) < 0.3)] = math.nan
+    share = shares(600)
+    center, S = completed_covariance(holey, share, 2, FLOOR)
+    monkeypatch.setattr(linear, "WIDE", 50)
+    wide_center, wide = completed_covariance(holey, share, 2, FLOOR)
+    assert isinstance(wide, linear.Wide)
+    torch.testing.assert_close(wide_center, center, atol=0.05, rtol=0.0)
+    # one draw of z for each row: about right in each cell, and on average
+    matrix = wide @ torch.eye(60, dtype=F64)
+    assert (matrix - S).abs().max() < 0.15
+    assert abs(float((matrix * S).sum() / S.square().sum()) - 1) < 0.02
+
+
+def test_a_wide_model_is_an_ordinary_one(monkeypatch):
+    X = synthetic(300, 30, k=2).astype("float32")
+    params = {"hidden_layer_sizes": (8,), "max_iter": 0, "random_state": 0}
+    expected = VAETransformer(2, **params).fit(X)
+    monkeypatch.setattr(linear, "WIDE", 10)
+    found = VAETransformer(2, **params).fit(X)
+    np.testing.assert_allclose(found.transform(X), expected.transform(X), atol=1e-3)
+    assert found.score(X) == pytest.approx(expected.score(X), abs=0.02)

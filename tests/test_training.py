@@ -432,3 +432,39 @@ def test_it_goes_on_in_another_trainer():
         three.epoch(rows_of(three, batch_size=40))
     # batches of all rows: only the order of summation differs
     torch.testing.assert_close(three.flat, one.flat)
+
+
+# ---------------------------------------------------------------- numbers too small
+
+
+def test_no_weight_shrinks_into_denormal_numbers():
+    """Nothing but a penalty moves them, as it does the weights of units that never speak."""
+    toy = Toy()
+    trainer = Trainer(toy, 0.01, alpha=1e-3, penalised=(toy.point,))
+    rows = rows_of(trainer, lambda epoch, t: 0.0 * distance(toy, t), batch_size=1)
+    for _ in range(300):
+        trainer.epoch(rows)
+    for tensor in (trainer.flat, trainer.iterate, trainer.average, trainer.squares):
+        small = tensor.abs()
+        assert not ((small > 0) & (small < torch.finfo(torch.float32).tiny)).any()
+
+
+def test_the_treatment_of_small_numbers_is_put_back():
+    def denormals():
+        return torch.tensor(1e-40).add(0.0).item() > 0
+
+    seen = []
+    trainer = Trainer(Toy(), 0.1)
+
+    def losses(epoch, targets):
+        seen.append(denormals())
+        return distance(trainer.module, targets)
+
+    for before in (True, False):
+        torch.set_flush_denormal(not before)
+        try:
+            trainer.epoch(rows_of(trainer, losses))
+            assert denormals() == before
+        finally:
+            torch.set_flush_denormal(False)
+    assert not any(seen)
