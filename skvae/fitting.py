@@ -418,6 +418,7 @@ class Fit:
         model = copy.deepcopy(self.mean).to(s.device, F32)
         if not encoder_too:
             model.encoder.requires_grad_(False)
+            model.encoder_stays = True
         for module in model.modules():
             if isinstance(module, Dropout):
                 module.generator = generator

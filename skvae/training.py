@@ -184,13 +184,11 @@ class Trainer:
         size = PART if self.flat.device.type == "cpu" else max(len(self.flat), 1)
         buffer = torch.empty_like(self.flat[:size])
         tensors = self.flat, self.grad, self.average, self.iterate, self.squares
-        # of parts, each of which is penalised as a whole or not at all
-        self._parts: list[tuple[float, tuple[Tensor, ...]]] = []
-        n, m = len(self.flat), self.n_penalised
-        for alpha, start, stop in ((self.alpha, 0, m), (0.0, m, n)):
-            for low in range(start, stop, size):
-                part = tuple(tensor[low : min(low + size, stop)] for tensor in tensors)
-                self._parts.append((alpha, (*part, buffer[: len(part[0])])))
+        split = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+        self._parts = [(*part, buffer[: len(part[0])]) for part in split]
+        # of each part what is penalised: its gradient, and the weights
+        n_left = [max(0, self.n_penalised - start) for start in range(0, len(self.flat), size)]
+        self._pulled = [(p[1][:n], p[0][:n]) for p, n in zip(self._parts, n_left, strict=True)]
 
     def state(self) -> dict[str, Any]:
         """What another trainer of the same module needs to go on, on the CPU."""
@@ -221,9 +219,10 @@ class Trainer:
         share, rise = (1 - SQUARES) / unit, weight / self.total
         rate *= math.sqrt((1 - SQUARES**self.n_steps) / unit)
         self._clip()
-        for alpha, (flat, grad, average, iterate, squares, root) in self._parts:
-            if alpha:
-                grad.add_(flat, alpha=alpha)
+        for pulled, part in zip(self._pulled, self._parts, strict=True):
+            flat, grad, average, iterate, squares, root = part
+            if self.alpha:
+                pulled[0].add_(pulled[1], alpha=self.alpha)
             squares.addcmul_(grad, grad, value=share)
             torch.sqrt(squares, out=root)
             iterate.addcdiv_(grad, root, value=-rate)
@@ -235,7 +234,7 @@ class Trainer:
         """Scale the gradient down where it is too long."""
         if self.max_grad_norm == math.inf:
             return
-        norm = self.grad.norm()
+        norm = torch.linalg.vector_norm(self.grad)
         # on other devices than the CPU, asking for the number would wait for the step's end
         if self.grad.device.type != "cpu" or not float(norm) <= self.max_grad_norm:
             self.grad.mul_((self.max_grad_norm / norm).clamp_max(1.0))

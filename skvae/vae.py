@@ -57,6 +57,7 @@ class VAE(nn.Module):
         self.likelihood: Any = likelihood
         self.prior: Any = prior
         self.completion: Any = completion
+        self.encoder_stays = False  # True: `backward` spares itself the encoder's gradient
 
     def _inputs(self, targets: Tensor, hints: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the encoder reads, and what its log-variances need on top, if anything."""
@@ -120,7 +121,7 @@ class VAE(nn.Module):
         to_mean, to_log_var = back_prior(beta * weights)
         to_log_var = torch.addcmul(to_log_var, to_z, noise * sigma, value=0.5)
         to_log_var.masked_fill_(unbounded != log_var, 0.0)
-        if any(p.requires_grad for p in self.encoder.parameters()):
+        if not self.encoder_stays:
             back_encoder(torch.cat([to_mean + to_z, to_log_var], -1), False)
         return weights @ torch.add(nll, kl, alpha=beta)
 
