@@ -298,9 +298,12 @@ class Columns:
     # ---------------------------------------------------------------- T -> table
 
     def decode(self, T: Floats) -> Any:
-        """T, without gaps, as a table of this schema: numbers in their dtypes, codes as levels."""
+        """T, without gaps, as a table of this schema: numbers in their dtypes, codes as levels.
+
+        An array of numbers is T itself.
+        """
         if self.library is None:
-            T = T.copy()
+            T = T.copy() if self.levels else T
             for j, levels in self.levels.items():
                 T[:, j] = levels[T[:, j].astype(int)] if len(levels) else np.nan
             return T

@@ -24,7 +24,8 @@ from torch import Tensor
 from . import columns
 from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
 from .fitting import Fit, Settings
-from .networks import ACTIVATIONS, width
+from .likelihoods import Gaussian
+from .networks import ACTIVATIONS, Spread, width
 from .rows import DistinctRows, StreamedRows
 from .targets import Stored, Streamed
 from .vae import VAE
@@ -64,9 +65,9 @@ FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, a
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
 DESCRIBED = 2**24  # cells of the rows that fitted attributes describe, at most
-BLOCK = 2**21  # cells of X that become targets at once
-ENCODED = 2**16  # and of an array, T
-WORKSPACE = 2**22  # numbers that one array of a batch may hold at inference
+BLOCK = 2**20  # cells of X that become targets at once
+ENCODED = 2**17  # and of an array, T
+WORKSPACE = 2**20  # numbers that one array of a batch may hold at inference
 
 
 class VAETransformer(
@@ -757,14 +758,20 @@ class VAETransformer(
                 "components. Pass latents as transform returns them."
             )
         module = self._module(Z.dtype)
-        T = np.empty((len(Z), self.n_features_in_))
-        most = max(width(module.decoder), module.likelihood.n_stats)
+        decoder, likelihood = module.decoder, module.likelihood
+        if isinstance(decoder, Spread) and isinstance(likelihood, Gaussian) and likelihood.plain:
+            decoder = decoder.decoder  # spreads have no part in these means
+        most = max(width(decoder), likelihood.n_stats)
+        dtype = Z.dtype if self._columns.library is None else np.float64
+        T = np.empty((len(Z), self.n_features_in_), dtype=dtype)
         with torch.no_grad():
             for rows in _slices(len(Z), most):
-                mean = module.likelihood.mean(module.decoder(torch.tensor(Z[rows])))
-                T[rows] = module.likelihood.restore_mean(mean.double().numpy())
-        out = self._columns.decode(T)
-        return out.astype(Z.dtype) if isinstance(out, np.ndarray) else out
+                stats = likelihood.mean(decoder(torch.tensor(Z[rows]))).numpy()
+                # so few cells at a time that they stay in the processor's cache
+                for part in _slices(len(stats), stats.shape[1], ENCODED):
+                    at = slice(rows.start + part.start, rows.start + part.stop)
+                    T[at] = likelihood.restore_mean(stats[part].astype(np.float64))
+        return self._columns.decode(T)
 
     def sample(self, n_samples: int = 1, random_state: Any = None, given: Any = None) -> Any:
         """Draw new rows: z from the prior, x from p(x | z).

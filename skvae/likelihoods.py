@@ -145,6 +145,11 @@ class Gaussian(nn.Module):
         self.base = nn.Parameter(log_var.clone(), requires_grad=learn == "each")
         self.common = nn.Parameter(log_var.new_zeros(()), requires_grad=learn == "common")
 
+    @property
+    def plain(self) -> bool:
+        """Whether means have nothing to do with spreads, as those of logarithms have."""
+        return self.log is None
+
     def constant(self) -> "Gaussian":
         """The same columns, spreads no longer functions of z; the parameters are these."""
         other = copy.copy(self)

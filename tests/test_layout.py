@@ -78,9 +78,9 @@ def test_the_star():
     assert set(imports("targets")) == {"training"}
     assert set(imports("fitting")) <= LEAVES | {"spread", "families", "targets"}
     estimator = imports("estimator")
-    wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae"}
+    wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
     assert set(estimator) <= wanted
-    assert estimator.get("networks", set()) <= {"ACTIVATIONS", "width"}
+    assert estimator.get("networks", set()) <= {"ACTIVATIONS", "Spread", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
 
