@@ -276,3 +276,13 @@ def test_sample_is_seeded_or_fresh():
     np.testing.assert_array_equal(vae.sample(5, random_state=7), vae.sample(5, random_state=7))
     assert not np.array_equal(vae.sample(5, random_state=7), vae.sample(5, random_state=8))
     assert not np.array_equal(vae.sample(5), vae.sample(5))
+
+
+def test_a_pickled_model_holds_no_rows():
+    def size(n_rows):
+        X = np.random.default_rng(0).normal(size=(n_rows, 3))
+        options = {"max_iter": 1, "early_stopping": False, "noise": "homoscedastic"}
+        vae = VAETransformer(1, hidden_layer_sizes=(4,), random_state=0, **options)
+        return len(pickle.dumps(vae.fit(X)))
+
+    assert abs(size(2000) - size(50)) < 200
