@@ -770,7 +770,7 @@ class VAETransformer(
                 # so few cells at a time that they stay in the processor's cache
                 for part in _slices(len(stats), stats.shape[1], ENCODED):
                     at = slice(rows.start + part.start, rows.start + part.stop)
-                    T[at] = likelihood.restore_mean(stats[part].astype(np.float64))
+                    T[at] = likelihood.restore_mean(stats[part].astype(dtype, copy=False))
         return self._columns.decode(T)
 
     def sample(self, n_samples: int = 1, random_state: Any = None, given: Any = None) -> Any:

@@ -20,7 +20,8 @@ is written once.
 ``whiten``             (raw, jacobian (n, k, n_params), targets) -> A (n, k, n_params): A A' is the
                        expected information of the observed cells about k directions
 ``mean(raw)``          what averages over z: means or, of categories, probabilities, (..., n_stats)
-``restore_mean(s)``    these -> T in original units, the most probable category (numpy)
+``restore_mean(s)``    these -> T in original units, the most probable category (numpy); of float32
+                       maybe float32
 ``sample``             raw -> one draw of the targets, (..., n_columns)
 =====================  ===================================================================
 
@@ -281,6 +282,11 @@ class Gaussian(nn.Module):
         return torch.where(torch.as_tensor(self.log), original, mean)
 
     def restore_mean(self, stats: Floats) -> Floats:
+        if stats.dtype == np.float32 and self.log is None and self._single is not None:
+            high, low, scale = self._single
+            T: Floats = stats * scale
+            T += high if low is None else low
+            return T if low is None else T + high
         T = stats * self.scale + self.shift
         if self.log is not None:
             with np.errstate(over="ignore"):
