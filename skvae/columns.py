@@ -31,7 +31,8 @@ def table_library(X: Any) -> str | None:
 def is_sliced(X: Any) -> bool:
     """Whether X is an array that is read by slices, such as those of h5py and zarr."""
     own = isinstance(X, np.ndarray) or table_library(X) is not None
-    return not own and all(hasattr(X, name) for name in ("shape", "dtype", "chunks", "__getitem__"))
+    names = "shape", "dtype", "chunks", "__getitem__", "__len__"
+    return not own and all(hasattr(X, name) for name in names)
 
 
 def is_large(X: Any) -> bool:
@@ -145,7 +146,8 @@ class Columns:
     @staticmethod
     def release(X: Any) -> None:
         """Let go of what reading a file mapped into memory has left there."""
-        if not isinstance(X, np.memmap) or getattr(X, "mode", "c") == "c":  # may hold changes
+        # a map of its own copy may hold changes
+        if not isinstance(X, np.memmap) or X.mode not in ("r", "r+", "w+"):
             return
         mapped = X.base
         while isinstance(mapped, np.ndarray):

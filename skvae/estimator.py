@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import columns
 from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
-from .fitting import Fit, Settings
+from .fitting import AnyRows, Fit, Settings
 from .likelihoods import Gaussian
 from .networks import ACTIVATIONS, Spread, width
 from .rows import DistinctRows, StreamedRows
@@ -200,7 +200,8 @@ class VAETransformer(
         Whether a second `fit` goes on where the first one ended: from its weights, column
         statistics and optimiser (two numbers a weight, which the model keeps, also for
         `partial_fit`), with the same rows held out. Two fits of 5 epochs without early stopping
-        are one of 10, to the bit, but for a spread that is fitted after each.
+        are one of 10, to the bit, but for a spread that is fitted after each and for what
+        networks of your own draw.
     random_state : int, RandomState instance or None, default=None
         Seeds weights, held-out rows, order and noise. An int gives the same bits each time, at an
         equal number of torch threads. torch's and numpy's global generators are left alone.
@@ -486,9 +487,7 @@ class VAETransformer(
         known = {name: value for name, value in p.items() if name in names}
         return Settings(**known | {"device": device})
 
-    def _rows(
-        self, X: Any, sample_weight: Any, reset: bool, enough: int
-    ) -> DistinctRows | StreamedRows:
+    def _rows(self, X: Any, sample_weight: Any, reset: bool, enough: int) -> AnyRows:
         """X and the weights, checked: distinct rows in canonical order, or a stream of them."""
         X = self._validated(X, reset=reset)
         _check_shape(X, self)
@@ -508,9 +507,10 @@ class VAETransformer(
                 )
         if large:
             given = None if sample_weight is None else weights
-            return StreamedRows(self._columns, X, given, self._check)
-        rows = DistinctRows(self._columns, X, weights, self._check_cells)
-        if len(rows) < enough:
+            rows: AnyRows = StreamedRows(self._columns, X, given, self._check)
+        else:
+            rows = DistinctRows(self._columns, X, weights, self._check_cells)
+        if len(rows.sample) < enough:
             raise ValueError(
                 f"Found array with 1 sample (distinct rows of positive weight, of {len(X)} "
                 f"given), while a minimum of {enough} is required by VAETransformer."
@@ -1043,7 +1043,7 @@ class VAETransformer(
             for part in _slices(n_rows, d, at_once):
                 at = slice(block.start + part.start, block.start + part.stop)
                 T = self._encode(self._columns.take(X, at), at.start, dtype)
-                targets[part] = torch.from_numpy(likelihood.standardize(T))
+                targets.numpy()[part] = likelihood.standardize(T)
                 if units is not None:
                     units[at] = likelihood.log_unit(T).sum(1)
                 self._columns.release(X)

@@ -161,7 +161,7 @@ class Fit:
             # the same noise for each evaluation: (n_draws, n, n_components)
             n_draws = min(16, max(1, 1024 // max(len(held_out), 1)))
             noise = torch.randn(n_draws, len(held_out), s.n_components, generator=fixed, dtype=F32)
-            with self._randomness(generator):
+            with self._randomness(self.seed + 3 + self.n_epochs):
                 self._train_mean(data, train, held_out, noise, generator, on_epoch)
         if not self.separate_spread:
             self.module = self.mean
@@ -184,7 +184,7 @@ class Fit:
         first = not hasattr(self, "mean")
         data = self._start(rows, generator) if first else self._read(rows)
         self.unit = data.unit
-        with self._randomness(generator):
+        with self._randomness(self.seed + 3 + self.n_epochs):
             self.n_rows += len(rows)
             model, trainer = self._prepare_mean(self.n_rows, generator)
             loss = trainer.epoch(self._mean_rows(model, data, generator))
@@ -386,7 +386,7 @@ class Fit:
         if isinstance(own, nn.Module):
             network_own: Any = copy.deepcopy(own)
         else:
-            with self._randomness(generator):
+            with self._randomness(int(torch.randint(2**31, (), generator=generator))):
                 network_own = own(n_in, n_out)
             if not isinstance(network_own, nn.Module):
                 raise TypeError(
@@ -438,8 +438,10 @@ class Fit:
         )
         alpha = s.alpha / n_rows  # the prior of the weights against the likelihood of all rows
         trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, alpha, penalised)
-        if self.optimizer_state is not None and encoder_too:
-            trainer.resume(self.optimizer_state)
+        state = self.optimizer_state
+        # of other parameters where a user has frozen some since
+        if state is not None and encoder_too and len(state["iterate"]) == len(trainer.flat):
+            trainer.resume(state)
         return model, trainer
 
     def _mean_rows(self, model: VAE, data: Stored | Streamed, generator: torch.Generator) -> Rows:
@@ -524,7 +526,8 @@ class Fit:
                 self.interrupted = True
         linear = self.mean.encoder
         self._keep(model)
-        self.n_epochs += history.best_iter if s.early_stopping else history.n_iter
+        best_kept = s.early_stopping or history.interrupted
+        self.n_epochs += history.best_iter if best_kept else history.n_iter
         self.optimizer_state = trainer.state() if encoder_too else None
         if not encoder_too:
             self.mean.encoder = linear  # exactly, not through float32
@@ -702,12 +705,11 @@ class Fit:
                 yield
 
     @contextlib.contextmanager
-    def _randomness(self, generator: torch.Generator) -> Iterator[None]:
-        """For users' networks: torch's global generator seeded by ours, and put back after."""
+    def _randomness(self, seed: int) -> Iterator[None]:
+        """For users' networks: torch's global generator with a seed of ours, and put back after."""
         if self.settings.encoder is None and self.settings.decoder is None:
             yield
             return
-        seed = int(torch.randint(2**31, (), generator=generator))
         with _GLOBAL_RANDOM, torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
             yield

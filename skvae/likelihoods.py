@@ -303,7 +303,8 @@ class Gaussian(nn.Module):
 
 def _logs(T: Floats, chosen: NDArray[np.bool_]) -> Floats:
     """log(T), where chosen."""
-    return np.log(T, where=np.broadcast_to(chosen, T.shape), out=np.zeros_like(T))
+    out = np.zeros(T.shape)  # in double precision: logarithms differ less than their numbers do
+    return np.log(T, where=np.broadcast_to(chosen, T.shape), out=out, dtype=np.float64)
 
 
 class StudentT(nn.Module):

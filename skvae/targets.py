@@ -100,7 +100,12 @@ class Streamed:
         self, rows: Any, likelihood: Any, sample: Stored, chunks: Tensor | None = None
     ) -> None:
         self.rows, self.likelihood, self.sample = rows, likelihood, sample
-        self.chunks = torch.arange(rows.n_chunks) if chunks is None else chunks
+        if chunks is None:
+            numbers = list(range(rows.n_chunks))
+            if rows.weights is not None:  # without those that do not count
+                numbers = [i for i in numbers if rows.weights[slice(*rows.chunk(i))].any()]
+            chunks = torch.tensor(numbers)
+        self.chunks = chunks
         self.n_rows = sum(stop - start for start, stop in map(rows.chunk, self.chunks.tolist()))
 
     def __len__(self) -> int:
@@ -115,9 +120,16 @@ class Streamed:
         """The rows but for those of random chunks, about so many, of a window at most."""
         order = self.chunks[torch.randperm(len(self.chunks), generator=generator)]
         n_rows = min(n_rows, WINDOW // self.rows.n_columns)
-        n_chunks = math.ceil(n_rows / len(self) * len(order))
+        n_chunks = min(math.ceil(n_rows / len(self) * len(order)), len(order) - 1)
+        if n_rows and n_chunks == 0:
+            raise ValueError(
+                f"sample_weight is zero but for a stretch of {len(self)} rows that is read as one: "
+                "none of them can be held out. Set early_stopping=False, or shuffle the rows."
+            )
         rest = Streamed(self.rows, self.likelihood, self.sample, order[n_chunks:])
-        return rest, self._read(order[:n_chunks], True)
+        found = self._read(order[:n_chunks], True)
+        mixed = torch.randperm(len(found), generator=generator)
+        return rest, Stored(found.targets, found.weights, found.units, mixed)
 
     def head(self, n_rows: int) -> tuple[Tensor, Tensor]:
         """Targets and weights of some of the sample."""

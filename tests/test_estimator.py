@@ -1026,3 +1026,34 @@ def test_fit_works_where_the_caller_switched_gradients_off():
         with off():
             estimator = quick().fit(X)
         np.testing.assert_array_equal(estimator.transform(X), expected)
+
+
+# ---------------------------------------------------------------- single precision
+
+
+@pytest.mark.parametrize("likelihood", ["auto", "log_normal", "student_t"])
+def test_float32_rows_far_from_zero(likelihood):
+    """Their differences are exact in single precision, whatever the mean."""
+    noise = np.random.default_rng(0).normal(size=(300, 4))
+    noise[:, 1] += noise[:, 0]
+    rows = (1e6 + 1e3 * noise).astype(np.float32)
+    vae = quick(likelihood=likelihood, max_iter=0).fit(rows)
+    np.testing.assert_allclose(vae.transform(rows), vae.transform(rows.astype(float)), atol=2e-5)
+    np.testing.assert_allclose(
+        vae.score_samples(rows), vae.score_samples(rows.astype(float)), atol=2e-3
+    )
+    Z = vae.transform(rows)
+    expected = vae.inverse_transform(Z.astype(float))
+    np.testing.assert_allclose(vae.inverse_transform(Z), expected, rtol=3e-7)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "bernoulli", "gaussian"])
+def test_rows_in_any_memory_order(likelihood):
+    rows = np.random.default_rng(0).integers(0, 2, (70, 3)).astype(np.float32)
+    vae = quick(likelihood=likelihood, max_iter=0).fit(rows)
+    expected = vae.transform(rows)
+    np.testing.assert_array_equal(vae.transform(rows[::-1]), expected[::-1])
+    np.testing.assert_allclose(vae.transform(rows[::-1][:1]), expected[-1:], atol=1e-6)
+    frozen = np.asfortranarray(rows)
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(vae.transform(frozen), expected)

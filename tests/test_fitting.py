@@ -576,3 +576,18 @@ def test_going_on_with_early_stopping_is_one_fit_too(monkeypatch):
     # the same rows are held out, and judged with the same noise
     assert curve + twice.validation_scores_ == once.validation_scores_
     np.testing.assert_array_equal(twice.transform(X), once.transform(X))
+
+
+@UNFINISHED
+def test_going_on_with_networks_of_ones_own():
+    X = bent(120, 0)
+    own = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    assert X.shape[1] == 3
+    options = {"noise": "homoscedastic", "early_stopping": False, "warm_start": True}
+    once = small(1, max_iter=4, encoder=own, **options).fit(X)
+    twice = small(1, max_iter=2, encoder=own, **options).fit(X).fit(X)
+    np.testing.assert_array_equal(twice.transform(X), once.transform(X))
+    # other parameters than before: the optimiser starts afresh
+    twice.module_.encoder.requires_grad_(False)
+    before = twice.transform(X)
+    np.testing.assert_array_equal(twice.fit(X).transform(X), before)

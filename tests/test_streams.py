@@ -206,6 +206,21 @@ def test_held_out_rows_are_not_trained_on():
     assert len(data.split(2_000, torch.Generator())[1]) <= 544
     assert len(data.split(1, torch.Generator())[1]) > 0
     assert data.unit == train.unit == 2.0  # the sample's
+    # chunks of rows from everywhere, and in no order
+    ordered = np.repeat(np.arange(3000.0)[:, None], 4, axis=1)
+    found = stream(ordered).split(300, torch.Generator().manual_seed(0))[1].head(40)[0][:, 0]
+    assert found.max() - found.min() > 1500 and (found.diff().abs() > 32).sum() > 25
+
+
+def test_chunks_that_do_not_count_are_not_held_out():
+    weights = np.zeros(N_ROWS)
+    weights[64:320] = 1.0  # eight chunks of 32
+    train, held_out = stream(X, weights).split(60, torch.Generator().manual_seed(0))
+    assert len(train) + len(held_out) == 256
+    assert held_out.head(99)[1].min() > 0
+    weights[96:] = 0.0
+    with pytest.raises(ValueError, match="a stretch of 32 rows"):
+        stream(X, weights).split(60, torch.Generator())
 
 
 # ---------------------------------------------------------------- models
@@ -238,7 +253,9 @@ def test_weights_of_a_stream(tmp_path):
     strange = X.copy()
     strange[1500:] = strange[1500:, ::-1]
     weights = np.r_[np.ones(1500), np.zeros(1500)]
-    found = model().fit(on_disk(tmp_path, strange), sample_weight=weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = model().fit(on_disk(tmp_path, strange), sample_weight=weights)
     assert found.score(X[:1500]) == pytest.approx(fitted(X[:1500]).score(X[:1500]), abs=0.05)
 
 
@@ -340,7 +357,26 @@ def test_text_and_wrong_widths_are_refused():
         fitted(X).transform(Slices(np.ones((4000, 3))))
 
 
+def test_streams_of_one_distinct_row_are_refused():
+    with pytest.raises(ValueError, match="Found array with 1 sample"):
+        model().fit(Slices(np.ones((3000, 4), "float32")))
+
+
 # ---------------------------------------------------------------- memory
+
+
+def test_reading_lets_go(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(skvae.columns, "_let_go", calls.append)
+    monkeypatch.setattr(skvae.estimator, "BLOCK", 400)
+    monkeypatch.setattr(skvae.estimator, "ENCODED", 80)
+    array = on_disk(tmp_path)
+    rows = streamed(array)
+    assert len(calls) == rows.n_chunks
+    vae = fitted(X)
+    calls.clear()
+    vae.transform(array)
+    assert len(calls) == N_ROWS / 20
 
 
 def test_pages_are_let_go_where_that_is_safe(tmp_path, monkeypatch):
@@ -352,7 +388,7 @@ def test_pages_are_let_go_where_that_is_safe(tmp_path, monkeypatch):
     assert calls == [mmap.mmap]
     changed = on_disk(tmp_path, mode="c")
     changed[0, 0] = 7.0
-    for array in (changed, X, Slices(X)):
+    for array in (changed, np.asarray(changed).view(np.memmap), X, Slices(X)):
         Columns.release(array)
     assert len(calls) == 1
 
