@@ -336,12 +336,7 @@ def processes(options: Options) -> str:
             },
             options.rounds,
         )
-    alone = times["n_jobs=1"]
-    rows = [
-        [name, f"{np.median(own):.2f}", f"{np.median(own / alone):.2f}"]
-        for name, own in times.items()
-    ]
-    return markdown_table(["grid search", "seconds", "over n_jobs=1"], rows)
+    return relative("grid search", times, "n_jobs=1")
 
 
 # -- import -----------------------------------------------------------------------------------
@@ -363,9 +358,13 @@ def imports(options: Options) -> str:
         },
         options.rounds,
     )
-    both = times["scikit-learn and torch"]
+    return relative("interpreter that imports", times, "scikit-learn and torch")
+
+
+def relative(title: str, times: dict[str, np.ndarray], to: str) -> str:
+    """Return a table of median seconds, and of median ratios to one of them."""
     rows = [
-        [name, f"{np.median(own):.2f}", f"{np.median(own / both):.2f}"]
+        [name, f"{np.median(own):.2f}", f"{np.median(own / times[to]):.2f}"]
         for name, own in times.items()
     ]
-    return markdown_table(["interpreter that imports", "seconds", "over both"], rows)
+    return markdown_table([title, "seconds", f"over {to}"], rows)

@@ -25,7 +25,7 @@ from . import columns
 from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
 from .fitting import AnyRows, Fit, Settings
 from .likelihoods import Gaussian
-from .networks import ACTIVATIONS, Spread, width
+from .networks import ACTIVATIONS, Spread, slices, width
 from .rows import DistinctRows, StreamedRows
 from .targets import Stored, Streamed
 from .vae import VAE
@@ -659,7 +659,7 @@ class VAETransformer(
             part, normal_columns = normal
             variance[normal_columns] = 0.0
         with torch.no_grad():
-            for rows in _slices(len(targets), 8 * width(module)):
+            for rows in slices(len(targets), 8 * width(module), WORKSPACE):
                 mean, log_var = module.posterior(targets[rows])
                 kl += share[rows] @ module.prior.kl(mean, log_var).double()
                 if normal is not None and part.varies:
@@ -765,10 +765,10 @@ class VAETransformer(
         dtype = Z.dtype if self._columns.library is None else np.float64
         T = np.empty((len(Z), self.n_features_in_), dtype=dtype)
         with torch.no_grad():
-            for rows in _slices(len(Z), most):
+            for rows in slices(len(Z), most, WORKSPACE):
                 stats = likelihood.mean(decoder(torch.tensor(Z[rows]))).numpy()
                 # so few cells at a time that they stay in the processor's cache
-                for part in _slices(len(stats), stats.shape[1], ENCODED):
+                for part in slices(len(stats), stats.shape[1], ENCODED):
                     at = slice(rows.start + part.start, rows.start + part.stop)
                     T[at] = likelihood.restore_mean(stats[part].astype(dtype, copy=False))
         return self._columns.decode(T)
@@ -837,7 +837,7 @@ class VAETransformer(
         """Draws of rows at these latents, as T, given cells of the same rows."""
         module = self.module_
         out = np.empty((len(z), self.n_features_in_))
-        for rows in _slices(len(z), width(module.decoder)):
+        for rows in slices(len(z), width(module.decoder), WORKSPACE):
             known = None
             if T is not None:
                 known = torch.tensor(module.likelihood.standardize(T[rows]))
@@ -872,7 +872,7 @@ class VAETransformer(
             # (row, draw) of what is moved
             moved = torch.from_numpy(size < FEW).nonzero().expand(-1, n_draws).reshape(-1)
             draw = torch.arange(n_draws).repeat(len(moved) // n_draws)
-            for part in _slices(len(moved), width(self.module_.decoder)):
+            for part in slices(len(moved), width(self.module_.decoder), WORKSPACE):
                 at = moved[part], draw[part]
                 targets = torch.tensor(self.module_.likelihood.standardize(T[at[0].numpy()]))
                 z[at] = self.module_.move(z[at], targets, N_MOVES, generator)
@@ -1024,7 +1024,7 @@ class VAETransformer(
 
     def _targets(self, T: columns.Floats, width: int) -> Iterator[tuple[slice, Tensor]]:
         """Slices of T and their targets, float64."""
-        for rows in _slices(len(T), width):
+        for rows in slices(len(T), width, WORKSPACE):
             yield rows, torch.tensor(self.module_.likelihood.standardize(T[rows]))
 
     def _batches(
@@ -1037,17 +1037,17 @@ class VAETransformer(
         likelihood, d = self.module_.likelihood, self.n_features_in_
         # of an array, so few cells at a time that they stay in the processor's cache
         at_once = ENCODED if columns.table_library(X) is None else BLOCK
-        for block in _slices(len(X), d, BLOCK):
+        for block in slices(len(X), d, BLOCK):
             n_rows = block.stop - block.start
             targets = torch.empty(n_rows, d, dtype=_torch_dtype(dtype))
-            for part in _slices(n_rows, d, at_once):
+            for part in slices(n_rows, d, at_once):
                 at = slice(block.start + part.start, block.start + part.stop)
                 T = self._encode(self._columns.take(X, at), at.start, dtype)
                 targets.numpy()[part] = likelihood.standardize(T)
                 if units is not None:
                     units[at] = likelihood.log_unit(T).sum(1)
                 self._columns.release(X)
-            for rows in _slices(n_rows, width):
+            for rows in slices(n_rows, width, WORKSPACE):
                 yield slice(block.start + rows.start, block.start + rows.stop), targets[rows]
 
     def __sklearn_tags__(self) -> Any:
@@ -1076,13 +1076,6 @@ def _check_shape(X: Any, estimator: VAETransformer) -> None:
     """Refuse tables without rows or columns, in scikit-learn's words."""
     cells = np.broadcast_to(np.float64(0.0), X.shape)  # of no memory
     check_array(cells, ensure_all_finite=False, estimator=estimator)
-
-
-def _slices(n_rows: int, width: int, workspace: int = WORKSPACE) -> Iterator[slice]:
-    """Batches of rows whose arrays of ``width`` numbers a row stay inside the workspace."""
-    size = max(1, workspace // max(width, 1))
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
 
 
 def _generators(random_state: Any) -> tuple[np.random.RandomState, torch.Generator]:

@@ -334,7 +334,7 @@ class Fit:
         data = self._read(rows, likelihood)
         # their order is random
         targets, share = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
-        size = max(1, SAMPLED // (4 * likelihood.n_inputs))
+        size = max(1, 2 * GATHERED // likelihood.n_inputs)
         wide = linear.Wide(lambda: map(likelihood.embed, targets.split(size)), share / share.sum())
         return wide.mean, wide, data
 

@@ -13,7 +13,7 @@ returns the gradient with respect to x. What ``back(grad, False)`` returns is of
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -239,6 +239,17 @@ class WithLinear(nn.Module):
 def width(network: nn.Module) -> int:
     """Most numbers that a row becomes inside a network of dense layers."""
     return max((size for p in network.parameters() for size in p.shape), default=1)
+
+
+def slices(n_rows: int, each: int, workspace: int, most: int | None = None) -> Iterator[slice]:
+    """Parts of so many rows, ``most`` at a time, whose arrays of ``each`` numbers a row stay small.
+
+    Arrays hold ``workspace`` numbers at most, one row at least.
+    """
+    size = max(1, workspace // max(each, 1))
+    size = size if most is None else min(size, most)
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
 
 
 class Completion(nn.Module):

@@ -185,7 +185,7 @@ class StreamedRows:
             start, stop = self.chunk(number)
             raw = self._raw(start, stop)
             if check is not None:
-                check(schema.encode(raw), start)
+                check(self._encoded(raw), start)
             # of each chunk its share
             first, last = size * start // self.n_rows, size * stop // self.n_rows
             chosen = random.choice(stop - start, last - first, replace=False)
@@ -204,14 +204,17 @@ class StreamedRows:
 
     def block(self, start: int, stop: int) -> Floats:
         """Some rows of T, float32 where X is: (stop - start, n_columns)."""
-        dtype = np.float32 if self.X.dtype == np.float32 else np.float64
-        T: Floats = self.schema.encode(self._raw(start, stop), dtype=dtype)
-        return T
+        return self._encoded(self._raw(start, stop))
 
     def _raw(self, start: int, stop: int) -> NDArray[Any]:
         raw = np.array(self.X[start:stop])
         self.schema.release(self.X)
         return raw
+
+    def _encoded(self, raw: NDArray[Any]) -> Floats:
+        dtype = np.float32 if raw.dtype == np.float32 else np.float64
+        T: Floats = self.schema.encode(raw, dtype=dtype)
+        return T
 
 
 def _canonical(T: Floats) -> Floats:

@@ -8,14 +8,14 @@ in closed form, then the network of log-variances, by gradient.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .likelihoods import Gaussian, split_gaps
-from .networks import width
+from .networks import slices, width
 from .training import Rows, Trainer
 from .vae import VAE
 
@@ -136,7 +136,7 @@ class SpreadFit:
         if len(self.others):
             with torch.no_grad():
                 targets, each = self.others.targets, width(self.model) * len(self.points)
-                batches = (targets[rows] for rows in _slices(len(targets), each, 64))
+                batches = (targets[rows] for rows in slices(len(targets), each, WORKSPACE, 64))
                 log_prob = torch.cat([self.model.log_prob(b, self.points) for b in batches])
             score = float((self.others.share * log_prob).sum())
         if score > self.best_score or not len(self.others):
@@ -157,7 +157,7 @@ class SpreadFit:
     def _note(self, sample: Sample, z: Tensor) -> Tensor:
         """Take errors at z into account; returns the sum of the columns' squares, (n_columns,)."""
         total = torch.zeros_like(self.excess)
-        for rows in _slices(len(sample), width(self.model)):
+        for rows in slices(len(sample), width(self.model), WORKSPACE):
             cells, observed = split_gaps(sample.targets[rows][:, self.columns])
             error = (cells - self.mean(z[rows])).square()
             error = error if observed is None else error * observed
@@ -222,7 +222,7 @@ class SpreadFit:
         def evaluate() -> float:
             total = 0.0
             with torch.no_grad():
-                for rows in _slices(len(targets), N_DRAWS * width(self.model)):
+                for rows in slices(len(targets), N_DRAWS * width(self.model), WORKSPACE):
                     raw = torch.cat([means[:, rows], self.spread.log_var(z[:, rows])], -1)
                     cells = self.part.log_prob(raw, targets[rows][:, self.columns])
                     total += float(share[rows] @ cells.sum(-1).mean(0))
@@ -234,20 +234,14 @@ class SpreadFit:
         return torch.randn(shape, generator=self.generator, dtype=torch.float32)
 
 
-def _slices(n_rows: int, each: int, most: int = 2**20) -> Iterator[slice]:
-    """Rows, each of which becomes so many numbers, as many at a time as memory should hold."""
-    size = max(1, min(most, WORKSPACE // each))
-    for start in range(0, n_rows, size):
-        yield slice(start, start + size)
-
-
 def posteriors(
     model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int = 2
 ) -> tuple[Tensor, Tensor]:
     """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
     parts = []
     with torch.no_grad():
-        for rows in _slices(len(targets), width(model) * (model.prior.n_components + 1), 128):
+        each = width(model) * (model.prior.n_components + 1)
+        for rows in slices(len(targets), each, WORKSPACE, 128):
             begin = None if start is None else start[rows]
             parts.append(model.laplace(targets[rows], begin, n_steps))
     return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])

@@ -80,7 +80,7 @@ def test_the_star():
     estimator = imports("estimator")
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
     assert set(estimator) <= wanted
-    assert estimator.get("networks", set()) <= {"ACTIVATIONS", "Spread", "width"}
+    assert estimator.get("networks", set()) <= {"ACTIVATIONS", "Spread", "slices", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
 
