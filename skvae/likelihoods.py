@@ -15,8 +15,9 @@ is written once.
                        variance; the raw output's bias (n_params,), and how much the first n_inputs
                        of it move when inputs do: what a linear path reaches, and no more
 ``log_prob``           (raw, targets) -> nats per cell, (..., n_columns); missing cells give 0
-``nll_vjp``            (raw, targets) -> minus their sum per row, (n,), and its gradient backwards;
-                       optional, for speed
+``nll_vjp``            (raw, targets, weights (n,)) -> minus the weighted sum of all, a number, and
+                       its gradient with respect to raw, while that of the parameters is added to
+                       theirs; optional, for speed
 ``whiten``             (raw, jacobian (n, k, n_params), targets) -> A (n, k, n_params): A A' is the
                        expected information of the observed cells about k directions
 ``mean(raw)``          what averages over z: means or, of categories, probabilities, (..., n_stats)
@@ -35,7 +36,7 @@ whether only whole numbers are allowed; validation reads them from there.
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from skvae.networks import gradient_of
+
 LOG_2PI = math.log(2 * math.pi)
 Floats = NDArray[np.float64]
-Back = Callable[[Tensor], Tensor]
 
 
 class _Bound(torch.autograd.Function):
@@ -69,6 +71,8 @@ class _Bound(torch.autograd.Function):
 
 def _inwards(grad: Tensor, value: Tensor, clamped: Tensor) -> Tensor:
     """The gradient, zero where descent along it would lead further out of the interval."""
+    if value.device.type == "cpu" and torch.equal(value, clamped):
+        return grad
     return grad.masked_fill((clamped - value) * grad > 0, 0.0)
 
 
@@ -84,7 +88,7 @@ def split_gaps(targets: Tensor) -> tuple[Tensor, Tensor | None]:
     Fill first, compute, then mask: a NaN that has entered gives NaN gradients. Without gaps the
     second is None.
     """
-    if not targets.sum().isnan():  # the quickest way to see that there is no gap
+    if not math.isnan(float(targets.sum())):  # the quickest way to see that there is no gap
         return targets, None
     gaps = targets.isnan()
     if not gaps.any():
@@ -227,42 +231,36 @@ class Gaussian(nn.Module):
         return _masked(cells, observed)
 
     def nll_vjp(
-        self, raw: Tensor, targets: Tensor, more: Tensor | None = None
-    ) -> tuple[Tensor, Back]:
+        self, raw: Tensor, targets: Tensor, weights: Tensor, more: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``more``, (n_columns,), is added to the squared error of every cell."""
         targets, observed = split_gaps(targets)
         value = self._unbounded(raw)
         log_var = value.clamp(self.low, self.high)
         root = (-0.5 * log_var).exp()  # of the precision
         error = (self.location(raw) - targets).mul_(root)  # in units of sigma
-        constant = log_var + LOG_2PI
         if observed is not None:
-            error, constant = error * observed, constant * observed
+            error.mul_(observed)
         square = error.square()
         if more is not None:
             square.addcmul_(more, root.square())
-        nll = 0.5 * (square.sum(-1) + constant.sum(-1))
-
-        def back(grad: Tensor) -> Tensor:
-            grad = grad[:, None]
-            to_mean = (error * root).mul_(grad)
-            learned = [p for p in (self.base, self.common) if p.requires_grad]
-            if not (learned or self.varies):
-                return to_mean
-            weight = 0.5 * grad
-            each = weight if observed is None else weight * observed
-            if self.varies:
-                to_log_var = each - weight * square  # (n, n_columns)
-            else:
-                to_log_var = each.sum(0) - weight[:, 0] @ square
-            to_log_var = _inwards(to_log_var, value, log_var)
+        column = weights[:, None]
+        to_raw = error.mul_(root).mul_(column)
+        if self.varies:  # these two are of the shape of log_var, or broadcast to it
+            each = column if observed is None else column * observed
+            squares = column * square
+        else:
+            each = weights.sum() if observed is None else weights @ observed
+            squares = weights @ square
+        twice = torch.addcmul(squares, each, log_var + LOG_2PI).sum()
+        learned = [p for p in (self.base, self.common) if p.requires_grad]
+        if learned or self.varies:
+            to_log_var = _inwards((each - squares).mul_(0.5), value, log_var)
             for parameter in learned:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad += to_log_var.sum_to_size(parameter.shape)
-            return torch.cat([to_mean, to_log_var], -1) if self.varies else to_mean
-
-        return nll, back
+                gradient_of(parameter).add_(to_log_var.sum_to_size(parameter.shape))
+            if self.varies:
+                to_raw = torch.cat([to_raw, to_log_var], -1)
+        return 0.5 * twice, to_raw
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         root = (-0.5 * self.log_var(raw)).exp().expand(self.location(raw).shape)
@@ -436,10 +434,11 @@ class Bernoulli(nn.Module):
         targets, observed = split_gaps(targets)
         return _masked(targets * raw - nn.functional.softplus(raw), observed)
 
-    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+    def nll_vjp(self, raw: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         targets, observed = split_gaps(targets)
-        nll = _masked(nn.functional.softplus(raw) - targets * raw, observed).sum(-1)
-        return nll, lambda grad: _masked(raw.sigmoid() - targets, observed) * grad[:, None]
+        cells = torch.addcmul(nn.functional.softplus(raw), targets, raw, value=-1.0)
+        to_raw = (raw.sigmoid() - targets).mul_(weights[:, None])
+        return (weights @ _masked(cells, observed)).sum(), _masked(to_raw, observed)
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         p = raw.sigmoid()
@@ -529,19 +528,15 @@ class Categorical(nn.Module):
         at = (codes.long() + self.offsets).expand(*raw.shape[:-1], -1)
         return _masked(raw.gather(-1, at) - self._log_total(raw), observed)
 
-    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+    def nll_vjp(self, raw: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         codes, observed = split_gaps(targets)
         log_total = self._log_total(raw)
         indicators = self._indicators(codes, observed)
         nll = _masked(log_total, observed).sum(-1) - (raw * indicators).sum(-1)
-
-        def back(grad: Tensor) -> Tensor:
-            p = (raw - log_total[:, self.column]).exp_()
-            if observed is not None:
-                p *= observed[:, self.column]
-            return (p - indicators).mul_(grad[:, None])
-
-        return nll, back
+        p = (raw - log_total[:, self.column]).exp_()
+        if observed is not None:
+            p *= observed[:, self.column]
+        return weights @ nll, (p - indicators).mul_(weights[:, None])
 
     def _probabilities(self, raw: Tensor) -> Tensor:
         return torch.cat([part.softmax(-1) for part in raw.split(self.n_levels, -1)], -1)
@@ -622,17 +617,13 @@ class ManyLevels(nn.Module):
         cells = logits.gather(-1, at) - logits.logsumexp(-1, keepdim=True)
         return _masked(cells, observed)
 
-    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
+    def nll_vjp(self, raw: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         codes, observed = split_gaps(targets)
         at = codes[:, 0].long()
         log_p = self._log_p(raw)
-        nll = -_masked(log_p.gather(-1, at[:, None]), observed)[:, 0]
-
-        def back(grad: Tensor) -> Tensor:
-            to_raw = (log_p.exp() @ self.basis - self.basis[at]) * grad[:, None]
-            return _masked(to_raw, observed)
-
-        return nll, back
+        cells = _masked(log_p.gather(-1, at[:, None]), observed)[:, 0]
+        to_raw = (log_p.exp() @ self.basis - self.basis[at]) * weights[:, None]
+        return -(weights @ cells), _masked(to_raw, observed)
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         p, r = self._log_p(raw).exp(), self.n_inputs
@@ -898,10 +889,9 @@ class Mixed(nn.Module):
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
         return self._join([p.log_prob(r, t) for p, r, t in self._each(raw, targets)])
 
-    def nll_vjp(self, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
-        found = [_nll_vjp(part, r, t) for part, r, t in self._each(raw, targets)]
-        nll = torch.stack([value for value, _ in found]).sum(0)
-        return nll, lambda grad: self._joined([back(grad) for _, back in found])
+    def nll_vjp(self, raw: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        found = [nll_vjp(part, r, t, weights) for part, r, t in self._each(raw, targets)]
+        return torch.stack([nll for nll, _ in found]).sum(), self._joined([g for _, g in found])
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         parts = zip(self._each(raw, targets), self.raw(jacobian), strict=True)
@@ -943,18 +933,16 @@ class Mixed(nn.Module):
         return out
 
 
-def _nll_vjp(part: Any, raw: Tensor, targets: Tensor) -> tuple[Tensor, Back]:
-    """The part's own, else by autograd."""
-    if (own := getattr(part, "nll_vjp", None)) is not None:
-        found: tuple[Tensor, Back] = own(raw, targets)
+def nll_vjp(
+    likelihood: Any, raw: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The likelihood's own ``nll_vjp``, else the same by autograd."""
+    if (own := getattr(likelihood, "nll_vjp", None)) is not None:
+        found: tuple[Tensor, Tensor] = own(raw, targets, weights)
         return found
     with torch.enable_grad():
         leaf = raw.detach().requires_grad_()
-        nll = -part.log_prob(leaf, targets).sum(-1)
-
-    def back(grad: Tensor) -> Tensor:
-        nll.backward(grad)
-        assert leaf.grad is not None
-        return leaf.grad
-
-    return nll.detach(), back
+        nll = -(weights @ likelihood.log_prob(leaf, targets).sum(-1))
+    nll.backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    return nll.detach(), leaf.grad

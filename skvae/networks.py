@@ -92,8 +92,10 @@ def _vjp(layer: nn.Module, x: Tensor) -> tuple[Tensor, Back]:
         weight, bias = layer.weight, layer.bias
 
         def back(grad: Tensor, wanted: bool) -> Tensor:
-            _gradient(weight).addmm_(grad.t(), x)
-            _gradient(bias).add_(grad.sum(0))
+            flipped = grad.t()
+            gradient_of(weight).addmm_(flipped, x)
+            if bias is not None:
+                gradient_of(bias).addmv_(flipped, _ones(len(grad), grad.dtype, grad.device))
             return grad.mm(weight) if wanted else grad
 
         return nn.functional.linear(x, weight, bias), back
@@ -102,7 +104,18 @@ def _vjp(layer: nn.Module, x: Tensor) -> tuple[Tensor, Back]:
     return out, lambda grad, wanted: derivative(grad, x, out)
 
 
-def _gradient(parameter: Tensor) -> Tensor:
+@functools.lru_cache(maxsize=8)
+def _ones(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(n, dtype=dtype, device=device)
+
+
+def through_clamp(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """The gradient of ``x.clamp(low, high)``, taken back to x."""
+    out: Tensor = _aten.hardtanh_backward(grad, x, low, high)
+    return out
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
     """Where the parameter's gradient is summed up."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
@@ -116,13 +129,13 @@ class Linear(nn.Linear):
         pass
 
 
-def linear_layer(n_in: int, n_out: int, generator: torch.Generator) -> Linear:
+def linear_layer(n_in: int, n_out: int, generator: torch.Generator, bias: bool = True) -> Linear:
     """``nn.Linear`` with torch's own initial distribution, drawn from ``generator``."""
-    layer = Linear(n_in, n_out, dtype=torch.float32)
+    layer = Linear(n_in, n_out, bias, dtype=torch.float32)
     limit = 1 / math.sqrt(max(n_in, 1))
     with torch.no_grad():
-        layer.weight.uniform_(-limit, limit, generator=generator)
-        layer.bias.uniform_(-limit, limit, generator=generator)
+        for parameter in layer.parameters():
+            parameter.uniform_(-limit, limit, generator=generator)
     return layer
 
 
@@ -134,7 +147,9 @@ def mlp(
     dropout: float,
     generator: torch.Generator,
 ) -> MLP:
-    """A multi-layer perceptron; no hidden layer leaves an affine map.
+    """A multi-layer perceptron; no hidden layer leaves a linear map.
+
+    The last layer has no bias: what the network is added to has one of its own.
 
     Examples
     --------
@@ -150,7 +165,7 @@ def mlp(
         if dropout:
             layers.append(Dropout(dropout))
         n_in = size
-    return MLP(*layers, linear_layer(n_in, n_out, generator))
+    return MLP(*layers, linear_layer(n_in, n_out, generator, bias=False))
 
 
 def silence(network: MLP) -> MLP:
@@ -216,22 +231,21 @@ class WithLinear(nn.Module):
         return self._vjp if self.closed_form else None
 
     def _vjp(self, x: Tensor) -> tuple[Tensor, Back]:
-        near = x if math.isinf(self.reach) else x.clamp(-self.reach, self.reach)
-        out, back_network = cast(MLP, self.network).vjp(near)
-        linear = slice(len(self.weight))
-        out = out.add_(self.bias)  # the last layer is linear: nothing remembers its output
-        out[:, linear].addmm_(x, self.weight.t())
+        weight, bias, reach = self.weight, self.bias, self.reach
+        far, narrow = not math.isinf(reach), len(weight) < len(bias)
+        out, back_network = cast(MLP, self.network).vjp(x.clamp(-reach, reach) if far else x)
+        out.add_(bias)  # the last layer is linear: nothing remembers its output
+        (out[:, : len(weight)] if narrow else out).addmm_(x, weight.t())
 
         def back(grad: Tensor, wanted: bool) -> Tensor:
-            through = grad[:, linear]
-            _gradient(self.weight).addmm_(through.t(), x)
-            _gradient(self.bias).add_(grad.sum(0))
+            flipped, through = grad.t(), grad[:, : len(weight)] if narrow else grad
+            gradient_of(weight).addmm_(through.t() if narrow else flipped, x)
+            gradient_of(bias).addmv_(flipped, _ones(len(grad), grad.dtype, grad.device))
             inner = back_network(grad, wanted)
             if not wanted:
                 return grad
-            if near is not x:
-                inner = inner.masked_fill(near != x, 0.0)
-            return torch.addmm(inner, through, self.weight)
+            inner = through_clamp(inner, x, -reach, reach) if far else inner
+            return inner.addmm_(through, weight)
 
         return out, back
 

@@ -6,7 +6,6 @@ A prior is an ``nn.Module`` with three methods: ``log_prob(z)``, ``kl(mean, log_
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +44,16 @@ class StandardNormal(nn.Module):
         return 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var)
 
     def kl_vjp(
-        self, mean: Tensor, log_var: Tensor
-    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """KL summed over components, (n,), and its gradient backwards to mean and log-variance."""
-        var = log_var.exp()
-        kl = 0.5 * (mean.square() + var - 1.0 - log_var).sum(-1)
+        self, mean: Tensor, log_var: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """KL summed over components and, by weights (n,), over rows: a number; its gradients.
 
-        def back(grad: Tensor) -> tuple[Tensor, Tensor]:
-            grad = grad[:, None]
-            return mean * grad, (var - 1.0) * (0.5 * grad)
-
-        return kl, back
+        With respect to mean and log-variance, each (n, n_components).
+        """
+        excess = log_var.exp() - 1.0
+        cells = torch.addcmul(excess - log_var, mean, mean)
+        column = weights[:, None]
+        return 0.5 * (weights @ cells).sum(), mean * column, excess.mul_(0.5 * column)
 
     def sample(self, n_samples: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Draws of shape (n_samples, n_components)."""

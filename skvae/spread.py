@@ -203,10 +203,10 @@ class SpreadFit:
             weight = weight / len(batch)
             with torch.no_grad():
                 raw = torch.cat([mean, added], -1)
-                loss, back = self.part.nll_vjp(raw, batch[:, self.columns], self.excess)
-                gradient = back(weight)[:, len(self.columns) :]
-            added.backward(gradient)
-            return weight @ loss
+                cells = batch[:, self.columns]
+                loss, gradient = self.part.nll_vjp(raw, cells, weight, self.excess)
+            added.backward(gradient[:, len(self.columns) :])
+            return loss
 
         at_once = WORKSPACE // width(self.model)
         return Rows.stored(len(targets), gather, backward, batch_size, self.generator, at_once)

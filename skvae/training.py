@@ -90,8 +90,9 @@ class Rows:
         """An epoch's batches, their sizes beside them."""
         for part in self.read():
             # sizes differ by one at most: the last batch is never a crumb
-            for start, stop in itertools.pairwise(even_cuts(len(part[0]), self.batch_size)):
-                yield stop - start, tuple(tensor[start:stop] for tensor in part)
+            cuts = even_cuts(len(part[0]), self.batch_size)
+            sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
+            yield from zip(sizes, zip(*(t.split(sizes) for t in part), strict=True), strict=True)
 
 
 def shuffled(
@@ -178,12 +179,12 @@ class Trainer:
     def reset(self, learning_rate: float) -> None:
         """Start the optimiser afresh, from the present weights."""
         self.learning_rate = learning_rate
-        self.average, self.iterate = self.flat.clone(), self.flat.clone()
+        self.iterate = self.flat.clone()
         self.squares = torch.full_like(self.flat, TINY**2)
         self.n_steps, self.total, self.age = 0, 0.0, 0
         size = PART if self.flat.device.type == "cpu" else max(len(self.flat), 1)
         buffer = torch.empty_like(self.flat[:size])
-        tensors = self.flat, self.grad, self.average, self.iterate, self.squares
+        tensors = self.flat, self.grad, self.iterate, self.squares
         split = zip(*(tensor.split(size) for tensor in tensors), strict=True)
         self._parts = [(*part, buffer[: len(part[0])]) for part in split]
         # of each part what is penalised: its gradient, and the weights
@@ -204,8 +205,10 @@ class Trainer:
     def _step(self) -> None:
         """Move the iterate along the gradient, the average towards it, and go between them.
 
-        ``iterate -= rate * gradient / root(squares / correction)``, Adam's step without momentum.
-        Leaves the gradient at zero.
+        ``iterate -= rate * gradient / root(squares / correction)``, Adam's step without momentum;
+        ``average += rise * (iterate - average)``; and between them, at a `NEARNESS` to the average,
+        lies ``flat``. The average itself is not kept: it follows from the other two, and each
+        tensor more costs a pass through memory. Leaves the gradient at zero.
         """
         self.n_steps += 1
         if self.age == AGE:
@@ -218,16 +221,16 @@ class Trainer:
         unit = SQUARES**self.age
         share, rise = (1 - SQUARES) / unit, weight / self.total
         rate *= math.sqrt((1 - SQUARES**self.n_steps) / unit)
+        between = rate * (1 - NEARNESS * (1 - rise))
         self._clip()
         for pulled, part in zip(self._pulled, self._parts, strict=True):
-            flat, grad, average, iterate, squares, root = part
+            flat, grad, iterate, squares, root = part
             if self.alpha:
                 pulled[0].add_(pulled[1], alpha=self.alpha)
             squares.addcmul_(grad, grad, value=share)
             torch.sqrt(squares, out=root)
+            flat.lerp_(iterate, rise).addcdiv_(grad, root, value=-between)
             iterate.addcdiv_(grad, root, value=-rate)
-            average.lerp_(iterate, rise)
-            torch.lerp(iterate, average, NEARNESS, out=flat)
             grad.zero_()
 
     def _clip(self) -> None:
@@ -251,7 +254,6 @@ class Trainer:
     def _restore(self, snapshot: tuple[list[Tensor], tuple[int, float]]) -> None:
         for tensor, kept in zip(self._tensors(), snapshot[0], strict=True):
             tensor.copy_(kept)
-        self.average.copy_(self.flat)
         self.n_steps, self.total = snapshot[1]
         self.age = 0
 
@@ -262,18 +264,19 @@ class Trainer:
     def epoch(self, rows: Rows, epoch: int = 0) -> float:
         """One pass over the rows in random order; the mean loss."""
         self.module.train()
-        torch.lerp(self.iterate, self.average, NEARNESS, out=self.flat)
+        torch.lerp(self.iterate, self.flat, NEARNESS, out=self.flat)
         self.grad.zero_()
-        totals = []
+        losses, sizes = [], []
         with _no_denormals():
             for size, batch in rows.batches():
-                loss = rows.backward(epoch, *batch)
+                losses.append(rows.backward(epoch, *batch).detach())
                 self._step()
-                totals.append(loss.detach() * size)
+                sizes.append(size)
         self._renew()
-        self.flat.copy_(self.average)
+        torch.lerp(self.iterate, self.flat, 1 / NEARNESS, out=self.flat)
         self.module.eval()
-        return float(torch.stack(totals).sum(dtype=torch.float64)) / rows.n_rows
+        means = torch.stack(losses).double()
+        return float(means @ means.new_tensor(sizes)) / rows.n_rows
 
     def replay(self, rows: Rows, path: list[float]) -> bool:
         """Train for ``len(path)`` epochs at these learning rates, as an earlier fit did.

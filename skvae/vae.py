@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skvae.likelihoods import nll_vjp
+from skvae.networks import through_clamp
+
 # exp of these bounds stays far inside float32, whatever an encoder says
 LOG_VAR_BOUNDS = (-30.0, 10.0)
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
@@ -63,7 +66,7 @@ class VAE(nn.Module):
         """What the encoder reads, and what its log-variances need on top, if anything."""
         inputs = self.likelihood.embed(targets)
         if hints is None:
-            if self.completion is None or not inputs.sum().isnan():
+            if self.completion is None or not math.isnan(float(inputs.sum())):
                 return inputs, None
             hints = self.completion.hints(inputs)
         fill, extra = hints.chunk(2, -1)
@@ -112,18 +115,18 @@ class VAE(nn.Module):
         mean, unbounded = out.chunk(2, -1)
         unbounded = unbounded if extra is None else unbounded + extra
         log_var = unbounded.clamp(*LOG_VAR_BOUNDS)
-        sigma = (0.5 * log_var).exp()
-        z = torch.addcmul(mean, sigma, noise)
+        step = (0.5 * log_var).exp_().mul_(noise)
+        z = mean + step
         raw, back_decoder = _vjp(self.decoder, z)
-        nll, back_likelihood = _nll_vjp(self.likelihood, raw, targets)
-        kl, back_prior = _kl_vjp(self.prior, mean, log_var)
-        to_z = back_decoder(back_likelihood(weights), True)
-        to_mean, to_log_var = back_prior(beta * weights)
-        to_log_var = torch.addcmul(to_log_var, to_z, noise * sigma, value=0.5)
-        to_log_var.masked_fill_(unbounded != log_var, 0.0)
+        nll, to_raw = nll_vjp(self.likelihood, raw, targets, weights)
+        to_z = back_decoder(to_raw, True)
+        scaled = weights if beta == 1 else beta * weights
+        kl, to_mean, to_log_var = _kl_vjp(self.prior, mean, log_var, scaled)
         if not self.encoder_stays:
+            to_log_var = torch.addcmul(to_log_var, to_z, step, value=0.5)
+            to_log_var = through_clamp(to_log_var, unbounded, *LOG_VAR_BOUNDS)
             back_encoder(torch.cat([to_mean + to_z, to_log_var], -1), False)
-        return weights @ torch.add(nll, kl, alpha=beta)
+        return nll + kl
 
     def log_joint(self, z: Tensor, targets: Tensor) -> Tensor:
         """log p(x, z): z is (..., n_components), targets broadcast against it."""
@@ -266,23 +269,17 @@ def _vjp(network: Any, x: Tensor) -> tuple[Tensor, Callable[[Tensor, bool], Tens
     return value, lambda grad, wanted: back(grad)[0]
 
 
-def _nll_vjp(
-    likelihood: Any, raw: Tensor, targets: Tensor
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    if (own := getattr(likelihood, "nll_vjp", None)) is not None:
-        out: tuple[Tensor, Callable[[Tensor], Tensor]] = own(raw, targets)
-        return out
-    value, back = _by_autograd(lambda raw: -likelihood.log_prob(raw, targets).sum(-1), raw)
-    return value, lambda grad: back(grad)[0]
-
-
 def _kl_vjp(
-    prior: Any, mean: Tensor, log_var: Tensor
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+    prior: Any, mean: Tensor, log_var: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     if (own := getattr(prior, "kl_vjp", None)) is not None:
-        out: tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]] = own(mean, log_var)
+        out: tuple[Tensor, Tensor, Tensor] = own(mean, log_var, weights)
         return out
-    return _by_autograd(lambda mean, log_var: prior.kl(mean, log_var).sum(-1), mean, log_var)
+    value, back = _by_autograd(
+        lambda mean, log_var: weights @ prior.kl(mean, log_var).sum(-1), mean, log_var
+    )
+    to_mean, to_log_var = back(torch.ones_like(value))
+    return value, to_mean, to_log_var
 
 
 def _by_autograd(
