@@ -16,8 +16,8 @@ is written once.
                        of it move when inputs do: what a linear path reaches, and no more
 ``log_prob``           (raw, targets) -> nats per cell, (..., n_columns); missing cells give 0
 ``nll_vjp``            (raw, targets, weights (n,)) -> minus the weighted sum of all, a number, and
-                       its gradient with respect to raw, while that of the parameters is added to
-                       theirs; optional, for speed
+                       its gradient with respect to raw, while that of the parameters is set;
+                       optional, for speed
 ``whiten``             (raw, jacobian (n, k, n_params), targets) -> A (n, k, n_params): A A' is the
                        expected information of the observed cells about k directions
 ``mean(raw)``          what averages over z: means or, of categories, probabilities, (..., n_stats)
@@ -44,7 +44,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skvae.networks import gradient_of
+from skvae.gradients import gradient_of, nll_vjp
 
 LOG_2PI = math.log(2 * math.pi)
 Floats = NDArray[np.float64]
@@ -88,7 +88,9 @@ def split_gaps(targets: Tensor) -> tuple[Tensor, Tensor | None]:
     Fill first, compute, then mask: a NaN that has entered gives NaN gradients. Without gaps the
     second is None.
     """
-    if not math.isnan(float(targets.sum())):  # the quickest way to see that there is no gap
+    if not math.isnan(
+        float(targets.detach().sum())
+    ):  # the quickest way to see that there is no gap
         return targets, None
     gaps = targets.isnan()
     if not gaps.any():
@@ -257,7 +259,7 @@ class Gaussian(nn.Module):
         if learned or self.varies:
             to_log_var = _inwards((each - squares).mul_(0.5), value, log_var)
             for parameter in learned:
-                gradient_of(parameter).add_(to_log_var.sum_to_size(parameter.shape))
+                gradient_of(parameter).copy_(to_log_var.sum_to_size(parameter.shape))
             if self.varies:
                 to_raw = torch.cat([to_raw, to_log_var], -1)
         return 0.5 * twice, to_raw
@@ -931,18 +933,3 @@ class Mixed(nn.Module):
         for part, group in zip(self.parts, self.columns, strict=True):
             out[:, group] = getattr(part, method)(T[:, group])
         return out
-
-
-def nll_vjp(
-    likelihood: Any, raw: Tensor, targets: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The likelihood's own ``nll_vjp``, else the same by autograd."""
-    if (own := getattr(likelihood, "nll_vjp", None)) is not None:
-        found: tuple[Tensor, Tensor] = own(raw, targets, weights)
-        return found
-    with torch.enable_grad():
-        leaf = raw.detach().requires_grad_()
-        nll = -(weights @ likelihood.log_prob(leaf, targets).sum(-1))
-    nll.backward()  # type: ignore[no-untyped-call]
-    assert leaf.grad is not None
-    return nll.detach(), leaf.grad

@@ -5,10 +5,9 @@ posterior's means and log-variances side by side; a decoder maps (n, n_component
 (n, n_params), the likelihood's raw parameters. Neither needs to know about the linear path:
 ``WithLinear`` adds it.
 
-A step of a small network spends most of its time in autograd's bookkeeping. The modules here offer,
-beside ``forward``, the same with its gradient in closed form: ``out, back = module.vjp(x)`` (a
-vector-Jacobian product), where ``back(grad, True)`` adds to the gradients of the parameters and
-returns the gradient with respect to x. What ``back(grad, False)`` returns is of no use.
+The modules here offer, beside ``forward``, the same with its gradient in closed form: ``out, back =
+module.vjp(x)``, where ``back(grad, True)`` sets the gradients of the parameters and returns the
+gradient with respect to x. What ``back(grad, False)`` returns is of no use.
 """
 
 import functools
@@ -18,6 +17,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from skvae.gradients import Back, gradient_of, through_clamp
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),  # no gradient needs the layer's output
@@ -36,9 +37,6 @@ _DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] 
     nn.Tanh: lambda grad, x, out: _aten.tanh_backward(grad, out),
     nn.ELU: lambda grad, x, out: _aten.elu_backward(grad, 1.0, 1.0, 1.0, True, out),
 }
-
-# the second argument: whether the gradient with respect to the input is wanted
-Back = Callable[[Tensor, bool], Tensor]
 
 
 class Dropout(nn.Module):
@@ -92,34 +90,15 @@ def _vjp(layer: nn.Module, x: Tensor) -> tuple[Tensor, Back]:
         weight, bias = layer.weight, layer.bias
 
         def back(grad: Tensor, wanted: bool) -> Tensor:
-            flipped = grad.t()
-            gradient_of(weight).addmm_(flipped, x)
+            torch.mm(grad.t(), x, out=gradient_of(weight))
             if bias is not None:
-                gradient_of(bias).addmv_(flipped, _ones(len(grad), grad.dtype, grad.device))
+                torch.sum(grad, 0, out=gradient_of(bias))
             return grad.mm(weight) if wanted else grad
 
         return nn.functional.linear(x, weight, bias), back
     out: Tensor = layer(x)
     derivative = _DERIVATIVES[type(layer)]
     return out, lambda grad, wanted: derivative(grad, x, out)
-
-
-@functools.lru_cache(maxsize=8)
-def _ones(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.ones(n, dtype=dtype, device=device)
-
-
-def through_clamp(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-    """The gradient of ``x.clamp(low, high)``, taken back to x."""
-    out: Tensor = _aten.hardtanh_backward(grad, x, low, high)
-    return out
-
-
-def gradient_of(parameter: Tensor) -> Tensor:
-    """Where the parameter's gradient is summed up."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
 
 
 class Linear(nn.Linear):
@@ -238,9 +217,9 @@ class WithLinear(nn.Module):
         (out[:, : len(weight)] if narrow else out).addmm_(x, weight.t())
 
         def back(grad: Tensor, wanted: bool) -> Tensor:
-            flipped, through = grad.t(), grad[:, : len(weight)] if narrow else grad
-            gradient_of(weight).addmm_(through.t() if narrow else flipped, x)
-            gradient_of(bias).addmv_(flipped, _ones(len(grad), grad.dtype, grad.device))
+            through = grad[:, : len(weight)] if narrow else grad
+            torch.mm(through.t(), x, out=gradient_of(weight))
+            torch.sum(grad, 0, out=gradient_of(bias))
             inner = back_network(grad, wanted)
             if not wanted:
                 return grad

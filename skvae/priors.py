@@ -2,7 +2,7 @@
 
 A prior is an ``nn.Module`` with three methods: ``log_prob(z)``, ``kl(mean, log_var)`` and
 ``sample(n_samples, generator)``. The rest of skvae asks nothing else of it; with a fourth,
-``kl_vjp``, training need not ask autograd for the gradient.
+``kl_vjp``, training need not ask autograd for the gradient (see `skvae.gradients`).
 """
 
 import math

@@ -205,6 +205,7 @@ class SpreadFit:
                 raw = torch.cat([mean, added], -1)
                 cells = batch[:, self.columns]
                 loss, gradient = self.part.nll_vjp(raw, cells, weight, self.excess)
+            self.spread.network.zero_grad(set_to_none=False)
             added.backward(gradient[:, len(self.columns) :])
             return loss
 

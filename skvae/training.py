@@ -60,7 +60,7 @@ class Rows:
         ``read()``: an epoch's rows in random order, a part at a time: the tensors that training
         needs, of which batches are slices.
     backward : callable
-        ``backward(epoch, *slices)``: a batch's mean loss; its gradient is added to the parameters'.
+        ``backward(epoch, *slices)``: a batch's mean loss; its gradient is left in the parameters'.
     batch_size : int
     """
 
@@ -208,7 +208,7 @@ class Trainer:
         ``iterate -= rate * gradient / root(squares / correction)``, Adam's step without momentum;
         ``average += rise * (iterate - average)``; and between them, at a `NEARNESS` to the average,
         lies ``flat``. The average itself is not kept: it follows from the other two, and each
-        tensor more costs a pass through memory. Leaves the gradient at zero.
+        tensor more costs a pass through memory.
         """
         self.n_steps += 1
         if self.age == AGE:
@@ -231,7 +231,6 @@ class Trainer:
             torch.sqrt(squares, out=root)
             flat.lerp_(iterate, rise).addcdiv_(grad, root, value=-between)
             iterate.addcdiv_(grad, root, value=-rate)
-            grad.zero_()
 
     def _clip(self) -> None:
         """Scale the gradient down where it is too long."""
@@ -265,7 +264,6 @@ class Trainer:
         """One pass over the rows in random order; the mean loss."""
         self.module.train()
         torch.lerp(self.iterate, self.flat, NEARNESS, out=self.flat)
-        self.grad.zero_()
         losses, sizes = [], []
         with _no_denormals():
             for size, batch in rows.batches():

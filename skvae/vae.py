@@ -4,14 +4,12 @@ Knows nothing of tables, units or training; encoder, decoder, likelihood and pri
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skvae.likelihoods import nll_vjp
-from skvae.networks import through_clamp
+from skvae.gradients import kl_vjp, network_vjp, nll_vjp, through_clamp
 
 # exp of these bounds stays far inside float32, whatever an encoder says
 LOG_VAR_BOUNDS = (-30.0, 10.0)
@@ -62,13 +60,10 @@ class VAE(nn.Module):
         self.completion: Any = completion
         self.encoder_stays = False  # True: `backward` spares itself the encoder's gradient
 
-    def _inputs(self, targets: Tensor, hints: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _completed(self, inputs: Tensor, hints: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the encoder reads, and what its log-variances need on top, if anything."""
-        inputs = self.likelihood.embed(targets)
         if hints is None:
-            if self.completion is None or not math.isnan(float(inputs.sum())):
-                return inputs, None
-            hints = self.completion.hints(inputs)
+            return inputs, None
         fill, extra = hints.chunk(2, -1)
         return self.completion(inputs, fill), extra
 
@@ -78,7 +73,10 @@ class VAE(nn.Module):
         ``hints`` are the completion's, (n, 2 * n_components): they depend on nothing that is
         trained, so rows that are seen often may bring theirs along.
         """
-        inputs, extra = self._inputs(targets, hints)
+        inputs = self.likelihood.embed(targets)
+        if hints is None and self.completion is not None and inputs.sum().isnan():
+            hints = self.completion.hints(inputs)
+        inputs, extra = self._completed(inputs, hints)
         mean, log_var = self.encoder(inputs).chunk(2, -1)
         log_var = log_var if extra is None else log_var + extra
         return mean, log_var.clamp(*LOG_VAR_BOUNDS)
@@ -104,24 +102,24 @@ class VAE(nn.Module):
         beta: float = 1.0,
         hints: Tensor | None = None,
     ) -> Tensor:
-        """``weights @ forward(...)``, a number; its gradient is added to the parameters'.
+        """``weights @ forward(...)``, a number; its gradient is left in the parameters' ``grad``.
 
         What autograd would give; on small networks at about half of its cost, where the parts know
         their own gradients (``vjp`` of the networks, ``nll_vjp`` of the likelihood, ``kl_vjp`` of
-        the prior). Of other parts autograd finds it.
+        the prior). Of other parts autograd finds it. Targets with gaps need their ``hints``.
         """
-        inputs, extra = self._inputs(targets, hints)
-        out, back_encoder = _vjp(self.encoder, inputs)
+        inputs, extra = self._completed(self.likelihood.embed(targets), hints)
+        out, back_encoder = network_vjp(self.encoder, inputs)
         mean, unbounded = out.chunk(2, -1)
         unbounded = unbounded if extra is None else unbounded + extra
         log_var = unbounded.clamp(*LOG_VAR_BOUNDS)
         step = (0.5 * log_var).exp_().mul_(noise)
         z = mean + step
-        raw, back_decoder = _vjp(self.decoder, z)
+        raw, back_decoder = network_vjp(self.decoder, z)
         nll, to_raw = nll_vjp(self.likelihood, raw, targets, weights)
         to_z = back_decoder(to_raw, True)
         scaled = weights if beta == 1 else beta * weights
-        kl, to_mean, to_log_var = _kl_vjp(self.prior, mean, log_var, scaled)
+        kl, to_mean, to_log_var = kl_vjp(self.prior, mean, log_var, scaled)
         if not self.encoder_stays:
             to_log_var = torch.addcmul(to_log_var, to_z, step, value=0.5)
             to_log_var = through_clamp(to_log_var, unbounded, *LOG_VAR_BOUNDS)
@@ -258,40 +256,3 @@ class VAE(nn.Module):
         """Importance-weighted bound of log p(x), nats in standardised units: (n,)."""
         _, log_weights, log_share = self.log_weights(targets, points, n_steps)
         return (log_weights + log_share[:, None]).logsumexp(0)
-
-
-def _vjp(network: Any, x: Tensor) -> tuple[Tensor, Callable[[Tensor, bool], Tensor]]:
-    """The network's output, and what takes a gradient backwards through it."""
-    if (own := getattr(network, "vjp", None)) is not None:
-        out: tuple[Tensor, Callable[[Tensor, bool], Tensor]] = own(x)
-        return out
-    value, back = _by_autograd(network, x)
-    return value, lambda grad, wanted: back(grad)[0]
-
-
-def _kl_vjp(
-    prior: Any, mean: Tensor, log_var: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    if (own := getattr(prior, "kl_vjp", None)) is not None:
-        out: tuple[Tensor, Tensor, Tensor] = own(mean, log_var, weights)
-        return out
-    value, back = _by_autograd(
-        lambda mean, log_var: weights @ prior.kl(mean, log_var).sum(-1), mean, log_var
-    )
-    to_mean, to_log_var = back(torch.ones_like(value))
-    return value, to_mean, to_log_var
-
-
-def _by_autograd(
-    function: Callable[..., Tensor], *inputs: Tensor
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        value = function(*leaves)
-
-    def back(grad: Tensor) -> tuple[Tensor, ...]:
-        value.backward(grad)
-        # without a gradient: the function ignores this input
-        return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)
-
-    return value.detach(), back

@@ -567,9 +567,9 @@ def test_two_fits_are_one_of_as_many_epochs(noise, options):
 def test_going_on_with_early_stopping_is_one_fit_too(monkeypatch):
     monkeypatch.setattr(skvae.fitting, "FEW_ROWS", 100)
     X = bent(300, 0)
-    options = {"warm_start": True, "noise": "isotropic", "learning_rate_init": 0.01}
+    options = {"warm_start": True, "noise": "isotropic", "learning_rate_init": 0.03}
     once = small(1, max_iter=4, **options).fit(X)
-    assert np.argmax(once.validation_scores_) == 3  # each epoch was the best so far
+    assert (np.diff(once.validation_scores_) > 0).all()  # each epoch was the best so far
     twice = small(1, max_iter=2, **options).fit(X)
     curve = twice.validation_scores_
     twice.fit(X)

@@ -341,7 +341,8 @@ def test_backward_is_autograds(change):
     learned = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     expected = weights @ vae(targets, noise, 0.7)
     grads = torch.autograd.grad(expected, learned)
-    got = vae.backward(targets, noise, weights, 0.7)
+    for _ in range(2):  # gradients are set, not added
+        got = vae.backward(targets, noise, weights, 0.7)
     torch.testing.assert_close(got, expected.detach(), rtol=1e-12, atol=1e-12)
     assert not got.requires_grad
     for parameter, grad in zip(learned, grads, strict=True):
@@ -366,7 +367,7 @@ def counting(vae):
     ],
     ids=["own", "encoder", "likelihood", "bernoulli", "counts", "bound"],
 )
-@pytest.mark.parametrize("hints", ["none", "own", "other"])
+@pytest.mark.parametrize("hints", ["own", "other"])
 def test_backward_with_gaps_is_autograds(change, hints):
     vae, *_ = complete_model(k=3)
     with torch.no_grad():
@@ -374,10 +375,8 @@ def test_backward_with_gaps_is_autograds(change, hints):
             parameter += 0.1 * randn(*parameter.shape, seed=5)
         change(vae)
         targets = randn(6, 5, seed=3).abs().clamp_max(1.0).masked_fill(~PATTERNS, math.nan)
-        given = None
-        if hints == "own":
-            given = vae.completion.hints(vae.likelihood.embed(targets))
-        elif hints == "other":
+        given = vae.completion.hints(vae.likelihood.embed(targets))
+        if hints == "other":
             given = randn(6, 6, seed=11)
     noise, weights = randn(6, 3, seed=4), torch.linspace(0.0, 0.3, 6, dtype=F64)
     learned = [parameter for parameter in vae.parameters() if parameter.requires_grad]
@@ -388,7 +387,7 @@ def test_backward_with_gaps_is_autograds(change, hints):
     for parameter, grad in zip(learned, grads, strict=True):
         assert grad.isfinite().all()
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-11, atol=1e-11)
-    if hints == "own":  # they are what rows without hints find out themselves
+    if hints == "own":  # they are what `forward` finds out itself
         with torch.no_grad():
             torch.testing.assert_close(weights @ vae(targets, noise, 0.7), got)
 
