@@ -246,23 +246,26 @@ class Gaussian(nn.Module):
         square = error.square()
         if more is not None:
             square.addcmul_(more, root.square())
-        column = weights[:, None]
-        to_raw = error.mul_(root).mul_(column)
+        to_raw = error.mul_(root).mul_(weights[:, None])
+        half = 0.5 * weights
         if self.varies:  # these two are of the shape of log_var, or broadcast to it
-            each = column if observed is None else column * observed
-            squares = column * square
+            half = half[:, None]
+            each = half if observed is None else half * observed
+            squares = half * square
         else:
-            each = weights.sum() if observed is None else weights @ observed
-            squares = weights @ square
-        twice = torch.addcmul(squares, each, log_var + LOG_2PI).sum()
+            each = half.sum() if observed is None else half @ observed
+            squares = half @ square
+        nll = torch.addcmul(squares, each, log_var + LOG_2PI).sum()
         learned = [p for p in (self.base, self.common) if p.requires_grad]
         if learned or self.varies:
-            to_log_var = _inwards((each - squares).mul_(0.5), value, log_var)
+            to_log_var = _inwards(each - squares, value, log_var)
             for parameter in learned:
-                gradient_of(parameter).copy_(to_log_var.sum_to_size(parameter.shape))
+                whole = to_log_var.shape == parameter.shape
+                own = to_log_var if whole else to_log_var.sum_to_size(parameter.shape)
+                gradient_of(parameter).copy_(own)
             if self.varies:
                 to_raw = torch.cat([to_raw, to_log_var], -1)
-        return 0.5 * twice, to_raw
+        return nll, to_raw
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         root = (-0.5 * self.log_var(raw)).exp().expand(self.location(raw).shape)

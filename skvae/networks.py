@@ -84,8 +84,6 @@ class MLP(nn.Sequential):
 
 
 def _vjp(layer: nn.Module, x: Tensor) -> tuple[Tensor, Back]:
-    if isinstance(layer, Dropout):
-        return layer.vjp(x)
     if isinstance(layer, nn.Linear):
         weight, bias = layer.weight, layer.bias
 
@@ -96,7 +94,9 @@ def _vjp(layer: nn.Module, x: Tensor) -> tuple[Tensor, Back]:
             return grad.mm(weight) if wanted else grad
 
         return nn.functional.linear(x, weight, bias), back
-    out: Tensor = layer(x)
+    if isinstance(layer, Dropout):
+        return layer.vjp(x)
+    out: Tensor = layer.forward(x)  # no hooks to call
     derivative = _DERIVATIVES[type(layer)]
     return out, lambda grad, wanted: derivative(grad, x, out)
 

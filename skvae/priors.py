@@ -53,7 +53,8 @@ class StandardNormal(nn.Module):
         excess = log_var.exp() - 1.0
         cells = torch.addcmul(excess - log_var, mean, mean)
         column = weights[:, None]
-        return 0.5 * (weights @ cells).sum(), mean * column, excess.mul_(0.5 * column)
+        half = 0.5 * column
+        return cells.mul_(half).sum(), mean * column, excess.mul_(half)
 
     def sample(self, n_samples: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Draws of shape (n_samples, n_components)."""

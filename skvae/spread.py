@@ -194,9 +194,12 @@ class SpreadFit:
             self._note(self.rows, mode)
 
         def gather(order: Tensor) -> tuple[Tensor, ...]:
-            z = mode[order] + (factor[order] @ self._noise(len(order), mode.shape[1], 1))[..., 0]
+            center, root, *rest = (
+                tensor.index_select(0, order) for tensor in (mode, factor, targets, weights)
+            )
+            z = center + (root @ self._noise(len(order), mode.shape[1], 1))[..., 0]
             with torch.no_grad():
-                return targets[order], weights[order], z, self.mean(z)
+                return *rest, z, self.mean(z)
 
         def backward(epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor) -> Tensor:
             added = self.spread.log_var(z)

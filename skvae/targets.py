@@ -76,7 +76,8 @@ class Stored:
         def read() -> Iterator[tuple[Tensor, ...]]:
             for order in shuffled(len(self), batch_size, generator, at_once):
                 at = index[order.to(device)]
-                yield tuple(tensor[at] for tensor in tensors)
+                # several times as fast as tensor[at] where rows are short
+                yield tuple(tensor.index_select(0, at) for tensor in tensors)
 
         return read
 

@@ -267,13 +267,13 @@ class Trainer:
         losses, sizes = [], []
         with _no_denormals():
             for size, batch in rows.batches():
-                losses.append(rows.backward(epoch, *batch).detach())
+                losses.append(rows.backward(epoch, *batch))
                 self._step()
                 sizes.append(size)
         self._renew()
         torch.lerp(self.iterate, self.flat, 1 / NEARNESS, out=self.flat)
         self.module.eval()
-        means = torch.stack(losses).double()
+        means = torch.stack(losses).detach().double()
         return float(means @ means.new_tensor(sizes)) / rows.n_rows
 
     def replay(self, rows: Rows, path: list[float]) -> bool:
