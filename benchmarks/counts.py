@@ -96,7 +96,8 @@ class Intervals(nn.Module):
 def interval_score(model: VAETransformer, X: np.ndarray) -> float:
     """Mean log-probability of the counts' intervals under a model of log(1 + count)."""
     fitted = model.module_
-    module = VAE(fitted.encoder, fitted.decoder, Intervals(fitted.likelihood), fitted.prior)
+    parts = fitted.encoder, fitted.decoder, Intervals(fitted.likelihood), fitted.prior
+    module = VAE(*parts, fitted.n_components)
     targets = torch.tensor(fitted.likelihood.standardize(X))
     points = torch.tensor(_normal_points(N_POINTS, model.n_components, 0))
     with torch.no_grad():

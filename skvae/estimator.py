@@ -8,7 +8,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -18,14 +18,17 @@ from scipy.stats import norm, qmc
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from . import columns
+from .checks import check_device, check_integer, check_number, check_option, check_sizes
 from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
 from .fitting import AnyRows, Fit, Settings
 from .likelihoods import Gaussian
 from .networks import ACTIVATIONS, Spread, slices, width
+from .priors import PRIORS
 from .rows import DistinctRows, StreamedRows
 from .targets import Stored, Streamed
 from .vae import VAE
@@ -59,6 +62,7 @@ ARCHITECTURE = (
     "exposure",
     "noise",
     "noise_floor",
+    "prior",
 )
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
@@ -68,6 +72,16 @@ DESCRIBED = 2**24  # cells of the rows that fitted attributes describe, at most
 BLOCK = 2**20  # cells of X that become targets at once
 ENCODED = 2**17  # and of an array, T
 WORKSPACE = 2**20  # numbers that one array of a batch may hold at inference
+
+
+def _has_density(estimator: "VAETransformer") -> bool:
+    """Whether latents and rows have distributions; the reason if not."""
+    if estimator.beta == 0:
+        raise AttributeError(
+            "beta=0 is a plain autoencoder: it has no prior, no posterior and no density. "
+            "Give beta a positive number, 1 for the ELBO."
+        )
+    return True
 
 
 class VAETransformer(
@@ -160,12 +174,27 @@ class VAETransformer(
         Lowest standard deviation of a column given z, in units of the column's own; 1e-3 at least,
         since training is in single precision. Columns of few distinct values can be given any
         likelihood by a small enough floor.
+    prior : {"normal", "mixture", "vamp"}, nn.Module or callable, default="normal"
+        Distribution of the latent. "normal": N(0, I); "mixture": a learned mixture of 10 normals;
+        "vamp": the mixture of the encoder's posteriors at 50 learned pseudo-inputs. In other
+        numbers: ``skvae.priors.Mixture(n_components=20)``, ``Vamp(n_components=500)``. Your own: a
+        module, which is copied, with ``log_prob(z)`` in nats and ``sample(n_samples, generator,
+        dtype)``, or a callable ``n_components -> nn.Module``; see `skvae.priors`.
     beta : float, default=1.0
         Weight of the KL term in training. 1 is the ELBO; more presses for fewer active
-        components.
+        components. 0 is a plain autoencoder: the code is the encoder's mean, without noise; then
+        there is no density, and `sample`, `score_samples`, `score`, `impute` and `posterior` are
+        absent.
     kl_warmup : int, default=0
         Epochs over which the weight rises linearly from 0 to ``beta``. Early stopping judges at
         ``beta`` throughout.
+    free_bits : float, default=0.0
+        Nats that each component of each row may carry for free: its KL counts as this at least,
+        without a gradient below. For ``prior="normal"`` and priors with a ``kl`` of their own.
+    n_importance_samples : int, default=1
+        Draws of z per row and step. More than one train the importance-weighted bound (IWAE), which
+        is tighter and costs about as many times more; the encoder's gradient is the doubly
+        reparameterised one.
     n_score_samples : int, default=256
         Points of the importance-weighted bound in `score_samples`.
     alpha : float, default=4.0
@@ -247,9 +276,11 @@ class VAETransformer(
         NaN for other families. Only where some column is normal.
     kl_per_component_ : ndarray of shape (n_components,)
         Mean of KL(q(z_i | x) || p(z_i)) over the training rows: nats that a component carries.
-        After `partial_fit`: over its last batch.
+        After `partial_fit`: over its last batch. Of priors without a KL in closed form: to the
+        normal distribution of the component's own mean and variance over these rows, at least what
+        it says about them. Without meaning where ``beta=0``: NaN.
     n_active_components_ : int
-        Components that carry more than 0.01 nats.
+        Components that carry more than 0.01 nats; with ``beta=0``, all.
     effective_sample_size_ : ndarray of shape (n_rows,)
         Of the last ``sample(given=...)``: how many points stood for the posterior of each row.
 
@@ -305,8 +336,11 @@ class VAETransformer(
         exposure: str | None = None,
         noise: float | str = "auto",
         noise_floor: float = 0.01,
+        prior: Any = "normal",
         beta: float = 1.0,
         kl_warmup: int = 0,
+        free_bits: float = 0.0,
+        n_importance_samples: int = 1,
         n_score_samples: int = 256,
         alpha: float = 4.0,
         dropout: float = 0.0,
@@ -336,8 +370,11 @@ class VAETransformer(
         self.exposure = exposure
         self.noise = noise
         self.noise_floor = noise_floor
+        self.prior = prior
         self.beta = beta
         self.kl_warmup = kl_warmup
+        self.free_bits = free_bits
+        self.n_importance_samples = n_importance_samples
         self.n_score_samples = n_score_samples
         self.alpha = alpha
         self.dropout = dropout
@@ -435,20 +472,20 @@ class VAETransformer(
     def _settings(self) -> Settings:
         """The parameters, checked and resolved."""
         p = self.get_params(deep=False)
-        _check_integer("n_components", p["n_components"], 1)
+        check_integer("n_components", p["n_components"], 1)
         for name in ("hidden_layer_sizes", "decoder_layer_sizes"):
             if p[name] is not None or name == "hidden_layer_sizes":
-                p[name] = _check_sizes(name, p[name])
-        _check_option("activation", p["activation"], tuple(ACTIVATIONS))
-        _check_option("init", p["init"], INITS)
+                p[name] = check_sizes(name, p[name])
+        check_option("activation", p["activation"], tuple(ACTIVATIONS))
+        check_option("init", p["init"], INITS)
         if isinstance(p["likelihood"], Mapping):
             for name, family in p["likelihood"].items():
-                _check_option(f"likelihood of column {name!r}", family, tuple(FAMILIES))
+                check_option(f"likelihood of column {name!r}", family, tuple(FAMILIES))
         else:
             extra = "or a mapping from columns to families"
-            _check_option("likelihood", p["likelihood"], ("auto", *FAMILIES), extra)
+            check_option("likelihood", p["likelihood"], ("auto", *FAMILIES), extra)
         if p["exposure"] is not None:
-            _check_option("exposure", p["exposure"], EXPOSURES, "or None")
+            check_option("exposure", p["exposure"], EXPOSURES, "or None")
         for name in ("encoder", "decoder"):
             if p[name] is not None and not callable(p[name]):
                 raise TypeError(
@@ -456,36 +493,62 @@ class VAETransformer(
                     f"None, got {p[name]!r}."
                 )
         if not (isinstance(p["precision_power"], str) and p["precision_power"] == "auto"):
-            _check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
+            check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
         if isinstance(p["noise"], str):
-            _check_option("noise", p["noise"], NOISES, extra="or a positive number")
+            check_option("noise", p["noise"], NOISES, extra="or a positive number")
         else:
-            _check_number("noise", p["noise"], 1e-3, 1e4, extra=f"or one of {NOISES}")
-        _check_number("noise_floor", p["noise_floor"], 1e-3, 1)
-        _check_number("beta", p["beta"], 0, open_low=True)
-        _check_integer("kl_warmup", p["kl_warmup"], 0)
-        _check_integer("n_score_samples", p["n_score_samples"], 1)
-        _check_number("alpha", p["alpha"], 0)
-        _check_number("dropout", p["dropout"], 0, 1, open_high=True)
-        _check_number("learning_rate_init", p["learning_rate_init"], 0, open_low=True)
+            check_number("noise", p["noise"], 1e-3, 1e4, extra=f"or one of {NOISES}")
+        check_number("noise_floor", p["noise_floor"], 1e-3, 1)
+        if isinstance(p["prior"], str) or not callable(p["prior"]):
+            extra = "or an nn.Module, or a callable n_components -> nn.Module"
+            check_option("prior", p["prior"], tuple(PRIORS), extra)
+        check_number("beta", p["beta"], 0)
+        check_integer("kl_warmup", p["kl_warmup"], 0)
+        check_number("free_bits", p["free_bits"], 0)
+        check_integer("n_importance_samples", p["n_importance_samples"], 1)
+        self._check_objective()
+        check_integer("n_score_samples", p["n_score_samples"], 1)
+        check_number("alpha", p["alpha"], 0)
+        check_number("dropout", p["dropout"], 0, 1, open_high=True)
+        check_number("learning_rate_init", p["learning_rate_init"], 0, open_low=True)
         if not (isinstance(p["batch_size"], str) and p["batch_size"] == "auto"):
-            _check_integer("batch_size", p["batch_size"], 1, extra="or 'auto'")
-        _check_integer("max_iter", p["max_iter"], 0)
-        _check_number("tol", p["tol"], 0)
+            check_integer("batch_size", p["batch_size"], 1, extra="or 'auto'")
+        check_integer("max_iter", p["max_iter"], 0)
+        check_number("tol", p["tol"], 0)
         fraction = p["validation_fraction"]
-        _check_number("validation_fraction", fraction, 0, 1, open_low=True, open_high=True)
-        _check_integer("n_iter_no_change", p["n_iter_no_change"], 1)
+        check_number("validation_fraction", fraction, 0, 1, open_low=True, open_high=True)
+        check_integer("n_iter_no_change", p["n_iter_no_change"], 1)
         if not isinstance(p["verbose"], bool | np.bool_):
-            _check_integer("verbose", p["verbose"], 0)
+            check_integer("verbose", p["verbose"], 0)
         if p["max_grad_norm"] != math.inf:  # no limit
-            _check_number("max_grad_norm", p["max_grad_norm"], 0, open_low=True)
+            check_number("max_grad_norm", p["max_grad_norm"], 0, open_low=True)
         for name in ("early_stopping", "warm_start"):
             if not isinstance(p[name], bool | np.bool_):
                 raise TypeError(f"{name} must be True or False, got {p[name]!r}.")
-        device = _check_device(p["device"])
+        device = check_device(p["device"])
         names = Settings.__dataclass_fields__
         known = {name: value for name, value in p.items() if name in names}
         return Settings(**known | {"device": device})
+
+    def _check_objective(self) -> None:
+        """Refuse objectives that exclude each other."""
+        m, prior = self.n_importance_samples, self.prior
+        if self.beta == 0 and (m > 1 or self.free_bits or prior != "normal"):
+            raise ValueError(
+                "beta=0 is a plain autoencoder, without noise or prior: leave "
+                f"n_importance_samples={m} at 1, free_bits={self.free_bits} at 0 and "
+                f"prior={prior!r} at 'normal', or give beta a positive number."
+            )
+        if self.free_bits and m > 1:
+            raise ValueError(
+                f"free_bits={self.free_bits} is of the KL of single draws, and "
+                f"n_importance_samples={m} has no such term: set one of them to its default."
+            )
+        if self.free_bits and prior != "normal" and not hasattr(prior, "kl"):
+            raise ValueError(
+                f"free_bits={self.free_bits} needs a KL per component in closed form, which "
+                f"prior={prior!r} does not have: use prior='normal', or free_bits=0."
+            )
 
     def _rows(self, X: Any, sample_weight: Any, reset: bool, enough: int) -> AnyRows:
         """X and the weights, checked: distinct rows in canonical order, or a stream of them."""
@@ -594,6 +657,12 @@ class VAETransformer(
                     f"{name}={new!r}, but the model to go on from was fitted with {old!r}. "
                     "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
                 )
+        if (self._fit.settings.beta == 0) != (settings.beta == 0):
+            raise ValueError(
+                f"beta={settings.beta}, but the model to go on from was fitted with "
+                f"{self._fit.settings.beta}: one of them is a plain autoencoder. "
+                "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
+            )
         fit = copy.deepcopy(self._fit)
         fit.settings = settings
         return fit
@@ -641,7 +710,7 @@ class VAETransformer(
         targets, weights = data.head(max(DESCRIBED // self.n_features_in_, 1))
         self._fit = fit
         self.module_: VAE = fit.module
-        self._n_features_out = fit.module.prior.n_components
+        self._n_features_out = fit.module.n_components
         self.n_iter_ = len(fit.losses)
         self.loss_curve_ = [loss + fit.unit for loss in fit.losses]
         self.validation_scores_ = [score - fit.held_out_unit for score in fit.scores]
@@ -653,7 +722,9 @@ class VAETransformer(
         module = self._module(np.dtype(np.float32))  # enough for means over rows
         normal = gaussian_part(module.likelihood)
         share = weights / weights.sum()
-        kl = torch.zeros(self._n_features_out, dtype=torch.float64)
+        closed = getattr(module.prior, "kl", None)
+        # sums of KL, or of mean, mean^2, variance and log-variance
+        sums = torch.zeros(1 if closed else 4, self._n_features_out, dtype=torch.float64)
         variance = torch.full((self.n_features_in_,), math.nan, dtype=torch.float64)
         if normal is not None:
             part, normal_columns = normal
@@ -661,12 +732,18 @@ class VAETransformer(
         with torch.no_grad():
             for rows in slices(len(targets), 8 * width(module), WORKSPACE):
                 mean, log_var = module.posterior(targets[rows])
-                kl += share[rows] @ module.prior.kl(mean, log_var).double()
+                moments = mean, mean.square(), log_var.exp(), log_var
+                each = [closed(mean, log_var)] if closed else moments
+                sums += torch.stack([share[rows] @ cells.double() for cells in each])
                 if normal is not None and part.varies:
                     raw = gaussian_raw(module.likelihood, module.decoder(mean))
                     variance[normal_columns] += share[rows] @ part.log_var(raw).exp().double()
+        kl = sums[0] if closed else _kl_to_normal(*sums)
         self.kl_per_component_ = kl.numpy()
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
+        if self.beta == 0:
+            self.kl_per_component_ = np.full(self._n_features_out, math.nan)
+            self.n_active_components_ = self._n_features_out
         self.__dict__.pop("noise_variance_", None)  # an earlier fit's
         if normal is not None:
             if not part.varies:
@@ -710,6 +787,7 @@ class VAETransformer(
         """
         return self._posterior(X)[0]
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def posterior(self, X: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Mean and standard deviation of q(z | x) for each row.
 
@@ -773,6 +851,7 @@ class VAETransformer(
                     T[at] = likelihood.restore_mean(stats[part].astype(dtype, copy=False))
         return self._columns.decode(T)
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def sample(self, n_samples: int = 1, random_state: Any = None, given: Any = None) -> Any:
         """Draw new rows: z from the prior, x from p(x | z).
 
@@ -803,7 +882,7 @@ class VAETransformer(
             the posterior count: ``effective_sample_size_`` holds how many, for each row given.
         """
         check_is_fitted(self)
-        _check_integer("n_samples", n_samples, 1)
+        check_integer("n_samples", n_samples, 1)
         random, generator = _generators(random_state)
         module = self.module_
         if given is None:
@@ -878,6 +957,7 @@ class VAETransformer(
                 z[at] = self.module_.move(z[at], targets, N_MOVES, generator)
         return z, size
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def impute(self, X: Any, n_draws: int | None = None, random_state: Any = None) -> Any:
         """Fill missing cells by what the model expects there, given the row's observed cells.
 
@@ -906,7 +986,7 @@ class VAETransformer(
         Sets", ICML 2019.
         """
         if n_draws is not None:
-            _check_integer("n_draws", n_draws, 1, "or None")
+            check_integer("n_draws", n_draws, 1, "or None")
         checked, _, _ = self._prepare(X)
         T = self._encode(checked)
         if columns.table_library(X) is None:
@@ -941,6 +1021,7 @@ class VAETransformer(
         most = max(width(module.decoder), module.likelihood.n_stats)
         return most * (n_points + self._n_features_out + 1)
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Log-density of each row, in nats and in original units: an importance-weighted bound.
 
@@ -973,7 +1054,7 @@ class VAETransformer(
         """
         X, dtype, module = self._prepare(X)
         k, m = self._n_features_out, self.n_score_samples
-        _check_integer("n_score_samples", m, 1)
+        check_integer("n_score_samples", m, 1)
         points = torch.tensor(_normal_points(m, k, self._score_seed).astype(dtype))
         out, units = np.empty(len(X), dtype=dtype), np.empty(len(X))
         with torch.no_grad():
@@ -983,6 +1064,7 @@ class VAETransformer(
                 out[rows] = log_prob.numpy() - units[rows]
         return out
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of `score_samples`: the larger, the better, so searches need no ``scoring``.
 
@@ -1058,6 +1140,12 @@ class VAETransformer(
         return tags
 
 
+def _kl_to_normal(mean: Tensor, square: Tensor, var: Tensor, log_var: Tensor) -> Tensor:
+    """Mean KL of posteriors to the normal of their mixture's moments, from means over rows."""
+    out: Tensor = 0.5 * ((var + square - mean.square()).log() - log_var)
+    return out
+
+
 @contextlib.contextmanager
 def _undone_on_failure(estimator: VAETransformer) -> Iterator[None]:
     """Leave the estimator as it was if the block raises."""
@@ -1126,65 +1214,3 @@ def _check_weights(sample_weight: Any, n_rows: int) -> columns.Floats:
     # only ratios matter, and sums of 1e308 overflow; a power of two is exact
     scaled: columns.Floats = np.ldexp(weights, -np.frexp(weights.max())[1])
     return scaled
-
-
-def _check_option(name: str, value: Any, options: tuple[str, ...], extra: str = "") -> None:
-    if not (isinstance(value, str) and value in options):
-        raise ValueError(f"{name} must be one of {options} {extra}".rstrip() + f", got {value!r}.")
-
-
-def _check_integer(name: str, value: Any, low: int, extra: str = "") -> None:
-    wanted = f"an integer of at least {low} {extra}".rstrip()
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        kind = ValueError if isinstance(value, Real) and not isinstance(value, bool) else TypeError
-        raise kind(f"{name} must be {wanted}, got {value!r}.")
-    if value < low:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
-
-
-def _check_number(
-    name: str,
-    value: Any,
-    low: float,
-    high: float = math.inf,
-    open_low: bool = False,
-    open_high: bool = False,
-    extra: str = "",
-) -> None:
-    """Refuse what is not a number in the interval; an infinite ``high`` is never inside."""
-    if high == math.inf:
-        wanted = "a positive number" if open_low and low == 0 else f"a number of at least {low:g}"
-    else:
-        left, right = "(" if open_low else "[", ")" if open_high else "]"
-        wanted = f"a number in {left}{low:g}, {high:g}{right}"
-    wanted = f"{wanted} {extra}".rstrip()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {wanted}, got {value!r}.")
-    number = float(value)
-    above = number > low if open_low else number >= low
-    below = number < high if open_high or high == math.inf else number <= high
-    if not (above and below):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
-
-
-def _check_sizes(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, str) or not np.iterable(value):
-        raise TypeError(f"{name} must be a sequence of integers, such as (64, 32), got {value!r}.")
-    sizes = tuple(value)
-    for size in sizes:
-        _check_integer(f"each of {name}", size, 1)
-    return sizes
-
-
-def _check_device(value: Any) -> str:
-    if value == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if (torch.zeros(1, device=torch.device(value)) + 1).item() != 1:  # "meta" holds no numbers
-            raise RuntimeError("it does not compute")
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"device={value!r} is not available here ({str(error).splitlines()[0]}). "
-            "Use device='auto' or 'cpu'."
-        ) from error
-    return str(value)

@@ -24,7 +24,7 @@ from . import linear
 from .families import NORMAL, build, gaussian_part, gaussian_raw
 from .likelihoods import LOG_2PI, Gaussian, Mixed, split_gaps
 from .networks import Completion, Dropout, Spread, WithLinear, linear_layer, mlp, silence, width
-from .priors import StandardNormal
+from .priors import PRIORS, StandardNormal
 from .rows import DistinctRows, Floats, StreamedRows
 from .spread import Sample, SpreadFit
 from .targets import GATHERED, Stored, Streamed
@@ -39,6 +39,7 @@ ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard 
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
 WIDE_CELLS = 2**26  # of the rows that the start of wide tables is found from
 SAMPLED = 2**23  # and cells of these
+PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
@@ -73,8 +74,11 @@ class Settings:
     exposure: Any
     noise: Any
     noise_floor: float
+    prior: Any
     beta: float
     kl_warmup: int
+    free_bits: float
+    n_importance_samples: int
     alpha: float
     dropout: float
     learning_rate_init: float
@@ -135,7 +139,9 @@ class Fit:
     @property
     def separate_spread(self) -> bool:
         """Whether the mean is trained first, and a spread fitted around it."""
-        return self.settings.noise == "auto" and any(f in NORMAL for f in self.families)
+        s = self.settings
+        # without a KL term, latents have no distribution that a spread could be fitted around
+        return s.noise == "auto" and s.beta > 0 and any(f in NORMAL for f in self.families)
 
     # ---------------------------------------------------------------- the two ways to fit
 
@@ -159,8 +165,10 @@ class Fit:
         self.interrupted = self.improving = False
         if s.max_iter > 0:
             # the same noise for each evaluation: (n_draws, n, n_components)
-            n_draws = min(16, max(1, 1024 // max(len(held_out), 1)))
+            n_draws = max(min(16, 1024 // max(len(held_out), 1)), s.n_importance_samples, 1)
             noise = torch.randn(n_draws, len(held_out), s.n_components, generator=fixed, dtype=F32)
+            if s.beta == 0:
+                noise = noise[:1].zero_()
             with self._randomness(self.seed + 3 + self.n_epochs):
                 self._train_mean(data, train, held_out, noise, generator, on_epoch)
         if not self.separate_spread:
@@ -250,7 +258,7 @@ class Fit:
         weight = model.loadings * slope[:, None]
         decode = self._network("decoder", k, likelihood.n_params, generator)
         encode = self._network("encoder", likelihood.n_inputs, 2 * k, generator)
-        encoder_weight = model.encoder
+        encoder_weight = model.encoder if s.beta else model.projection
         encoder_bias = torch.cat([-(encoder_weight @ center), model.log_var])
         if s.init == "random":
             d = likelihood.n_inputs
@@ -263,9 +271,11 @@ class Fit:
             WithLinear(encoder_weight, encoder_bias, *encode, reach=ENCODER_REACH),
             WithLinear(weight, bias, *decode, reach=DECODER_REACH),
             likelihood,
-            StandardNormal(k),
+            self._prior(generator),
+            k,
             completion,
         ).to(F64)
+        self._start_prior(data, generator)
         self.mean.eval()
         if self.separate_spread and gaussian is not None:
             part, columns = gaussian
@@ -282,6 +292,7 @@ class Fit:
                 Spread(self.mean.decoder, network),
                 self._with_gaussian(likelihood, self._spread_out(part, each.log(), True)),
                 self.mean.prior,
+                k,
                 completion,
             ).to(F64)
             self.density.eval()
@@ -316,12 +327,12 @@ class Fit:
 
     def _linear_density(self) -> VAE:
         """The linear start with its own best spread per column, constant in z."""
-        found = gaussian_part(self.density.likelihood)
+        s, found = self.settings, gaussian_part(self.density.likelihood)
         assert found is not None
         constant = self._spread_out(found[0], found[0].base.detach(), False)
         likelihood = self._with_gaussian(self.mean.likelihood, constant)
         parts = self.mean.encoder, self.mean.decoder, likelihood, self.mean.prior
-        return VAE(*parts, self.mean.completion).eval()
+        return VAE(*parts, s.n_components, self.mean.completion).eval()
 
     def _moments(
         self, rows: AnyRows, likelihood: Any
@@ -362,7 +373,7 @@ class Fit:
                 # such inputs have variance 1 given z, as standardised by p (1 - p)
                 noise = ones
             model = linear.LinearModel(model.loadings, noise)
-            return linear.refit(S, model, floor, learn=False)
+            return linear.refit(S, model, floor, learn=False) if s.beta else model
         if numbers and s.noise in ("homoscedastic", "heteroscedastic"):
             return linear.refit(S, model, floor)
         return model
@@ -408,6 +419,45 @@ class Fit:
             )
         return network_own, s.init == "linear", False
 
+    def _prior(self, generator: torch.Generator) -> nn.Module:
+        """The prior, not started yet."""
+        prior, k = self.settings.prior, self.settings.n_components
+        if isinstance(prior, nn.Module):
+            return copy.deepcopy(prior)
+        if isinstance(prior, str):
+            return StandardNormal(k) if prior == "normal" else PRIORS[prior]()
+        with self._randomness(int(torch.randint(2**31, (), generator=generator))):
+            made = prior(k)
+        return made
+
+    def _start_prior(self, data: Stored | Streamed, generator: torch.Generator) -> None:
+        """Let the prior look at some rows, and check what it says."""
+        prior, k = self.mean.prior, self.settings.n_components
+        if hasattr(prior, "start"):
+            n_rows = min(PRIOR_ROWS, max(1, SPREAD_CELLS // self.mean.likelihood.n_inputs))
+            targets, _ = data.head(n_rows)
+            with torch.no_grad():
+                prior.start(self.mean, targets.to(F64), generator)
+            prior.to(F64)
+        for name in ("log_prob", "sample"):
+            if not hasattr(prior, name):
+                raise TypeError(
+                    f"prior must have the methods log_prob(z) and sample(n_samples, generator, "
+                    f"dtype), but {type(prior).__name__} has no {name}."
+                )
+        try:
+            with torch.no_grad():
+                shape = tuple(prior.log_prob(torch.zeros(3, k, dtype=F64)).shape)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"prior failed on latents of shape (3, {k}): {error}. Its log_prob must map "
+                f"(..., {k}) to (...)."
+            ) from error
+        if shape != (3,):
+            raise ValueError(
+                f"prior.log_prob must map (..., {k}) to (...), but (3, {k}) became {shape}."
+            )
+
     # ---------------------------------------------------------------- the mean
 
     def _prepare_mean(
@@ -452,16 +502,24 @@ class Fit:
         read_data = data.reader(batch_size, generator, s.device, hints)
         before = self.n_epochs
 
+        # of several importance samples (n, m, k): rows first, as all that batches are slices of
+        m = s.n_importance_samples
+        draws = (s.n_components,) if m == 1 else (m, s.n_components)
+
         def read() -> Iterator[tuple[Tensor, ...]]:
             for targets, *others in read_data():
-                noise = torch.randn(len(targets), s.n_components, generator=generator, dtype=F32)
+                noise = torch.randn(len(targets), *draws, generator=generator, dtype=F32)
+                if s.beta == 0:
+                    noise.zero_()  # a plain autoencoder
                 yield targets, noise.to(s.device), *others
 
         def backward(
             epoch: int, batch: Tensor, noise: Tensor, weight: Tensor, hints: Tensor | None = None
         ) -> Tensor:
             beta = s.beta * min(1.0, (before + epoch + 1) / (s.kl_warmup + 1))
-            return model.backward(batch, noise, weight / len(batch), beta, hints)
+            noise = noise if m == 1 else noise.transpose(0, 1)
+            weight = weight / len(batch)
+            return model.backward(batch, noise, weight, beta, hints, s.free_bits)
 
         return Rows(len(data), read, backward, batch_size)
 
@@ -471,7 +529,7 @@ class Fit:
         parts = data.split(max(1, GATHERED // model.likelihood.n_inputs))
         if not any(part.isnan().any() for part in parts):
             return None
-        hints = data.new_empty(len(data), 2 * model.prior.n_components)
+        hints = data.new_empty(len(data), 2 * model.n_components)
         for part, out in zip(parts, hints.split(len(parts[0])), strict=True):
             out.copy_(model.completion.hints(model.likelihood.embed(part)))
         return hints
@@ -495,7 +553,9 @@ class Fit:
         """
         s = self.settings
         few = s.early_stopping and len(whole) <= FEW_ROWS
-        exact = all(f in NORMAL for f in self.families)  # other families' starts are only near
+        # the starts of other families and priors are only near
+        exact = all(f in NORMAL for f in self.families)
+        exact = exact and isinstance(self.mean.prior, StandardNormal)
         on_trial = few and exact and self.linear_encoder and s.encoder is None
         data = len(whole), train, held_out, noise, generator
         encoder_too = True
@@ -610,9 +670,13 @@ class Fit:
         s = self.settings
         n_draws, n, k = noise.shape
         likelihood = model.likelihood
+        if s.n_importance_samples > 1:
+            bound = -model(targets, noise, s.beta, hints)
+            return bound, torch.zeros_like(bound), torch.zeros_like(bound)
         mean, log_var = model.posterior(targets, hints)
-        kl = s.beta * model.prior.kl(mean, log_var).sum(-1)
         z = mean + (0.5 * log_var).exp() * noise
+        kl = model.divergence(mean, log_var, z, s.free_bits)
+        kl = s.beta * (kl if kl.dim() == 1 else kl.mean(0))
         raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
         normal, nothing = gaussian_part(likelihood), torch.zeros_like(kl)
         if normal is None or s.noise not in ("auto", "isotropic"):
@@ -650,13 +714,15 @@ class Fit:
             self.mean.decoder,
             self.density.decoder.network,
             self._with_gaussian(self.mean.likelihood, found[0]),
+            self.mean.prior,
             self.mean.completion,
         )
-        encoder, decoder, network, likelihood, completion = (
-            copy.deepcopy(part).to(F32) for part in parts
-        )
+        # at once: a prior may be made of the encoder
+        copies = copy.deepcopy(parts)
+        encoder, decoder, network, likelihood, prior, completion = (c.to(F32) for c in copies)
         spread: Any = Spread(decoder, network)
-        model = VAE(encoder, spread, likelihood, self.mean.prior, completion).eval()
+        k = s.n_components
+        model = VAE(encoder, spread, likelihood, prior, k, completion).eval()
         n_rows = max(1, min(SPREAD_ROWS, SPREAD_CELLS // model.likelihood.n_inputs))
         samples = train.head(n_rows), (held_out or train).head(n_rows // 8 if held_out else 0)
         rows, others = (Sample(part, (w / w.sum()).float()) for part, w in samples)
@@ -664,7 +730,7 @@ class Fit:
         part = gaussian_part(model.likelihood)
         assert part is not None
         plain = self._with_gaussian(model.likelihood, part[0].constant())
-        constant = VAE(model.encoder, spread.decoder, plain, model.prior, model.completion)
+        constant = VAE(encoder, spread.decoder, plain, prior, k, completion)
         fit = SpreadFit(model, constant, *part, rows, others, s.noise_floor, generator, excess)
         finished = fit.run(
             0 if self.interrupted else n_rounds,
@@ -681,7 +747,7 @@ class Fit:
         self.excess = fit.excess
         # means and encoder exactly as trained, not through float32
         model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
-        model.completion = self.mean.completion
+        model.completion, model.prior = self.mean.completion, self.mean.prior
         self.density = self.module = model.to(F64)
 
     # ---------------------------------------------------------------- small things
@@ -707,7 +773,8 @@ class Fit:
     @contextlib.contextmanager
     def _randomness(self, seed: int) -> Iterator[None]:
         """For users' networks: torch's global generator with a seed of ours, and put back after."""
-        if self.settings.encoder is None and self.settings.decoder is None:
+        s = self.settings
+        if s.encoder is None and s.decoder is None and isinstance(s.prior, str):
             yield
             return
         with _GLOBAL_RANDOM, torch.random.fork_rng():

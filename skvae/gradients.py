@@ -7,8 +7,8 @@ own gradient, in closed form, as a vector-Jacobian product:
 ``network.vjp(x)``                              the output and ``back``, see `skvae.networks`
 ``likelihood.nll_vjp(raw, targets, weights)``   minus the weighted sum of log-densities, a number,
                                                 and its gradient with respect to raw
-``prior.kl_vjp(mean, log_var, weights)``        the weighted sum of KL, a number, and its gradients
-                                                with respect to mean and log-variance
+``prior.kl_vjp(mean, log_var, weights,          the weighted sum of KL, a number, and its gradients
+free_bits)``                                    with respect to mean and log-variance
 ==============================================  ====================================================
 
 The functions here call these, and do the same by autograd for parts without. Gradients of
@@ -21,6 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# exp of these bounds stays far inside float32, whatever an encoder says
+LOG_VAR_BOUNDS = (-30.0, 10.0)
 
 # the second argument: whether the gradient with respect to the input is wanted
 Back = Callable[[Tensor, bool], Tensor]
@@ -49,17 +52,46 @@ def nll_vjp(
 
 
 def kl_vjp(
-    prior: Any, mean: Tensor, log_var: Tensor, weights: Tensor
+    prior: Any, mean: Tensor, log_var: Tensor, weights: Tensor, free_bits: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``weights @ KL``, a number, and its gradients with respect to mean and log-variance."""
+    """``weights @ max(free_bits, KL)``, a number; its gradients to mean and log-variance."""
     if (own := getattr(prior, "kl_vjp", None)) is not None:
-        out: tuple[Tensor, Tensor, Tensor] = own(mean, log_var, weights)
+        out: tuple[Tensor, Tensor, Tensor] = own(mean, log_var, weights, free_bits)
         return out
-    value, back = _by_autograd(
-        prior, lambda mean, log_var: weights @ prior.kl(mean, log_var).sum(-1), mean, log_var
-    )
+
+    def kl(mean: Tensor, log_var: Tensor) -> Tensor:
+        each: Tensor = prior.kl(mean, log_var)
+        return weights @ (each.clamp_min(free_bits) if free_bits else each).sum(-1)
+
+    value, back = _by_autograd(prior, kl, mean, log_var)
     to_mean, to_log_var = back(torch.ones_like(value))
     return value, to_mean, to_log_var
+
+
+def prior_vjp(
+    prior: Any, encoder: nn.Module, z: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Callable[[], None]]:
+    """``- weights @ log p(z)``, a number, and its gradient with respect to z.
+
+    The third adds to the gradients of the encoder, which a prior may be made of: call it when the
+    encoder's own are set.
+    """
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        value = -(weights @ prior.log_prob(leaf))
+    own, shared = (
+        [p for p in module.parameters() if p.requires_grad] for module in (prior, encoder)
+    )
+    to_z, *others = torch.autograd.grad(value, [leaf, *own, *shared], allow_unused=True)
+    for parameter, grad in zip(own, others, strict=False):
+        gradient_of(parameter).copy_(torch.zeros_like(parameter) if grad is None else grad)
+
+    def add() -> None:
+        for parameter, grad in zip(shared, others[len(own) :], strict=True):
+            if grad is not None:
+                gradient_of(parameter).add_(grad)
+
+    return value.detach(), torch.zeros_like(z) if to_z is None else to_z, add
 
 
 def _by_autograd(

@@ -50,6 +50,13 @@ class LinearModel:
         return (self.loadings / self.noise[:, None]).T / (1 + self.eigenvalues)[:, None]
 
     @property
+    def projection(self) -> Tensor:
+        """Least squares, what the encoder becomes as noise vanishes: (n_components, n_columns)."""
+        values = self.eigenvalues
+        inverse = torch.where(values > 0, 1 / values, 0.0)
+        return (self.loadings / self.noise[:, None]).T * inverse[:, None]
+
+    @property
     def log_var(self) -> Tensor:
         """log Var[z | x], the same for every x: (n_components,)."""
         return -(1 + self.eigenvalues).log()

@@ -86,7 +86,7 @@ class SpreadFit:
         self.goes_on = excess is not None
         self.excess = torch.zeros(len(columns)) if excess is None else excess
         self.modes: Tensor | None = None  # of the rows, as they were last found
-        self.points = self._noise(64, model.prior.n_components)
+        self.points = self._noise(64, model.n_components)
         self.moving = nn.ModuleList([self.spread.network, self.part])
         self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), -math.inf
 
@@ -244,7 +244,7 @@ def posteriors(
     """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
     parts = []
     with torch.no_grad():
-        each = width(model) * (model.prior.n_components + 1)
+        each = width(model) * (model.n_components + 1)
         for rows in slices(len(targets), each, WORKSPACE, 128):
             begin = None if start is None else start[rows]
             parts.append(model.laplace(targets[rows], begin, n_steps))

@@ -4,15 +4,22 @@ Knows nothing of tables, units or training; encoder, decoder, likelihood and pri
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skvae.gradients import kl_vjp, network_vjp, nll_vjp, through_clamp
+from skvae.gradients import (
+    LOG_VAR_BOUNDS,
+    kl_vjp,
+    network_vjp,
+    nll_vjp,
+    prior_vjp,
+    through_clamp,
+)
 
-# exp of these bounds stays far inside float32, whatever an encoder says
-LOG_VAR_BOUNDS = (-30.0, 10.0)
+LOG_2PI = math.log(2 * math.pi)
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
 
@@ -29,6 +36,8 @@ class VAE(nn.Module):
         See `skvae.likelihoods`.
     prior : Module
         See `skvae.priors`.
+    n_components : int
+        Dimension of the latent.
     completion : Module or None, default=None
         What rows with gaps need, see `skvae.networks.Completion`. None: targets have no gaps.
 
@@ -41,6 +50,10 @@ class VAE(nn.Module):
     ----------
     Kingma and Welling, "Auto-Encoding Variational Bayes", ICLR 2014.
     Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016.
+    Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling, "Improved Variational Inference with
+    Inverse Autoregressive Flow", NeurIPS 2016 (free bits).
+    Tucker, Lawson, Gu and Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo
+    Objectives", ICLR 2019.
     """
 
     def __init__(
@@ -49,9 +62,11 @@ class VAE(nn.Module):
         decoder: nn.Module,
         likelihood: Any,
         prior: Any,
+        n_components: int,
         completion: Any = None,
     ) -> None:
         super().__init__()
+        self.n_components = n_components
         # Any: what else these modules offer is a contract of names
         self.encoder: Any = encoder
         self.decoder: Any = decoder
@@ -59,6 +74,18 @@ class VAE(nn.Module):
         self.prior: Any = prior
         self.completion: Any = completion
         self.encoder_stays = False  # True: `backward` spares itself the encoder's gradient
+
+    def inputs(self, targets: Tensor) -> Tensor:
+        """What the encoder reads of these rows, without gaps: (n, n_inputs)."""
+        inputs = self.likelihood.embed(targets)
+        return self._completed(inputs, self._hints(inputs))[0]
+
+    def _hints(self, inputs: Tensor) -> Tensor | None:
+        """What gaps need; None where there are none."""
+        if self.completion is None or not inputs.sum().isnan():
+            return None
+        hints: Tensor = self.completion.hints(inputs)
+        return hints
 
     def _completed(self, inputs: Tensor, hints: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the encoder reads, and what its log-variances need on top, if anything."""
@@ -74,24 +101,61 @@ class VAE(nn.Module):
         trained, so rows that are seen often may bring theirs along.
         """
         inputs = self.likelihood.embed(targets)
-        if hints is None and self.completion is not None and inputs.sum().isnan():
-            hints = self.completion.hints(inputs)
+        hints = self._hints(inputs) if hints is None else hints
         inputs, extra = self._completed(inputs, hints)
         mean, log_var = self.encoder(inputs).chunk(2, -1)
         log_var = log_var if extra is None else log_var + extra
         return mean, log_var.clamp(*LOG_VAR_BOUNDS)
 
-    def forward(
-        self, targets: Tensor, noise: Tensor, beta: float = 1.0, hints: Tensor | None = None
+    def divergence(
+        self, mean: Tensor, log_var: Tensor, z: Tensor, free_bits: float = 0.0
     ) -> Tensor:
-        """Negative ELBO of each row, in nats, by one draw of z: (n,).
+        """KL(q(z | x) || p(z)) in nats, (..., n): in closed form, or by z, (..., n, n_components).
 
-        ``- log p(x | z) + beta * KL(q(z | x) || p(z))`` at ``z = mean + sigma * noise``.
+        Of a closed form, each component counts as ``free_bits`` at least. Otherwise it is
+        ``E_q[log q(z | x)] - log p(z)``, the first term in closed form.
+        """
+        if (closed := getattr(self.prior, "kl", None)) is not None:
+            kl: Tensor = closed(mean, log_var)
+            return (kl.clamp_min(free_bits) if free_bits else kl).sum(-1)
+        negentropy = -0.5 * (log_var + (1 + LOG_2PI)).sum(-1)
+        out: Tensor = negentropy - self.prior.log_prob(z)
+        return out
+
+    def forward(
+        self,
+        targets: Tensor,
+        noise: Tensor,
+        beta: float = 1.0,
+        hints: Tensor | None = None,
+        free_bits: float = 0.0,
+    ) -> Tensor:
+        """Negative bound of each row's log-density, in nats: (n,).
+
+        With ``z = mean + sigma * noise``: of one draw, noise of shape (n, n_components), the
+        negative ELBO, ``- log p(x | z) + beta * KL(q(z | x) || p(z))``. Of m draws, (m, n,
+        n_components), minus the importance-weighted bound, ``log 1/m sum_i p(x | z_i) (p(z_i) /
+        q(z_i | x))^beta``.
         """
         mean, log_var = self.posterior(targets, hints)
-        z = torch.addcmul(mean, (0.5 * log_var).exp(), noise)  # (n, n_components)
-        reconstruction = self.likelihood.log_prob(self.decoder(z), targets).sum(-1)
-        return beta * self.prior.kl(mean, log_var).sum(-1) - reconstruction
+        z = torch.addcmul(mean, (0.5 * log_var).exp(), noise)  # of the shape of noise
+        reconstruction = self._reconstruction(z, targets)
+        if noise.dim() == 2:
+            return beta * self.divergence(mean, log_var, z, free_bits) - reconstruction
+        log_weights = reconstruction + beta * self._log_ratio(log_var, noise, z)
+        return math.log(len(noise)) - log_weights.logsumexp(0)
+
+    def _reconstruction(self, z: Tensor, targets: Tensor) -> Tensor:
+        """log p(x | z): z is (..., n_components), targets broadcast against it."""
+        raw = self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
+        out: Tensor = self.likelihood.log_prob(raw, targets).sum(-1)
+        return out
+
+    def _log_ratio(self, log_var: Tensor, noise: Tensor, z: Tensor) -> Tensor:
+        """log p(z) - log q(z | x): (m, n)."""
+        log_q = -0.5 * (noise.square() + log_var + LOG_2PI).sum(-1)
+        out: Tensor = self.prior.log_prob(z) - log_q
+        return out
 
     @torch.no_grad()
     def backward(
@@ -101,35 +165,95 @@ class VAE(nn.Module):
         weights: Tensor,
         beta: float = 1.0,
         hints: Tensor | None = None,
+        free_bits: float = 0.0,
     ) -> Tensor:
         """``weights @ forward(...)``, a number; its gradient is left in the parameters' ``grad``.
 
         What autograd would give; on small networks at about half of its cost, where the parts know
-        their own gradients (``vjp`` of the networks, ``nll_vjp`` of the likelihood, ``kl_vjp`` of
-        the prior). Of other parts autograd finds it. Targets with gaps need their ``hints``.
+        their own gradients (see `skvae.gradients`). Of other parts autograd finds it. Of several
+        draws, the encoder's gradient is the doubly reparameterised one of Tucker et al., whose
+        expectation is the same: autograd's drowns in noise as draws grow more. Targets with gaps
+        need their ``hints``.
         """
         inputs, extra = self._completed(self.likelihood.embed(targets), hints)
         out, back_encoder = network_vjp(self.encoder, inputs)
         mean, unbounded = out.chunk(2, -1)
         unbounded = unbounded if extra is None else unbounded + extra
         log_var = unbounded.clamp(*LOG_VAR_BOUNDS)
+        rows = targets, weights
+        if noise.dim() == 2:
+            found = self._elbo_vjp(mean, log_var, noise, *rows, beta, free_bits)
+        else:
+            found = self._importance_vjp(mean, log_var, noise, *rows, beta)
+        loss, to_mean, to_log_var, finish = found
+        if not self.encoder_stays:
+            to_log_var = through_clamp(to_log_var, unbounded, *LOG_VAR_BOUNDS)
+            back_encoder(torch.cat([to_mean, to_log_var], -1), False)
+        finish()
+        return loss
+
+    def _elbo_vjp(
+        self,
+        mean: Tensor,
+        log_var: Tensor,
+        noise: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        beta: float,
+        free_bits: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[], None]]:
+        """Loss, its gradients to mean and log-variance, and what is left to do for the prior."""
         step = (0.5 * log_var).exp_().mul_(noise)
         z = mean + step
         raw, back_decoder = network_vjp(self.decoder, z)
-        nll, to_raw = nll_vjp(self.likelihood, raw, targets, weights)
+        loss, to_raw = nll_vjp(self.likelihood, raw, targets, weights)
         to_z = back_decoder(to_raw, True)
         scaled = weights if beta == 1 else beta * weights
-        kl, to_mean, to_log_var = kl_vjp(self.prior, mean, log_var, scaled)
-        if not self.encoder_stays:
+        if hasattr(self.prior, "kl"):
+            kl, to_mean, to_log_var = kl_vjp(self.prior, mean, log_var, scaled, free_bits)
             to_log_var = torch.addcmul(to_log_var, to_z, step, value=0.5)
-            to_log_var = through_clamp(to_log_var, unbounded, *LOG_VAR_BOUNDS)
-            back_encoder(torch.cat([to_mean + to_z, to_log_var], -1), False)
-        return nll + kl
+            return loss + kl, to_mean + to_z, to_log_var, _nothing
+        cross, to_z_more, finish = prior_vjp(self.prior, self.encoder, z, scaled)
+        to_z = to_z + to_z_more
+        to_log_var = 0.5 * (to_z * step - scaled[:, None])  # the entropy's, too
+        kl = cross - 0.5 * (scaled @ (log_var + (1 + LOG_2PI))).sum()
+        return loss + kl, to_z, to_log_var, finish
+
+    def _importance_vjp(
+        self,
+        mean: Tensor,
+        log_var: Tensor,
+        noise: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        beta: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[], None]]:
+        """The same of m draws: noise is (m, n, n_components)."""
+        m, n, k = noise.shape
+        sigma = (0.5 * log_var).exp()
+        step = sigma * noise
+        z = mean + step  # (m, n, k)
+        flat, repeated = z.reshape(-1, k), targets.repeat(m, 1)
+        raw, back_decoder = network_vjp(self.decoder, flat)
+        log_weights = self.likelihood.log_prob(raw, repeated).sum(-1).reshape(m, n)
+        log_weights += beta * self._log_ratio(log_var, noise, z)
+        share = log_weights.softmax(0)  # (m, n)
+        each = (share * weights).reshape(-1)
+        _, to_raw = nll_vjp(self.likelihood, raw, repeated, each)
+        to_z = back_decoder(to_raw, True)
+        _, to_z_more, finish = prior_vjp(self.prior, self.encoder, flat, beta * each)
+        # through z alone, the encoder counts each draw by the square of its share: log q's own
+        # dependence on mean and sigma is left out, by an identity of its expectation
+        to_z = (to_z + to_z_more).reshape(m, n, k)
+        to_z -= (beta * each).reshape(m, n, 1) * noise / sigma
+        to_z *= share[..., None]
+        loss = -(weights @ (log_weights.logsumexp(0) - math.log(m)))
+        return loss, to_z.sum(0), 0.5 * (to_z * step).sum(0), finish
 
     def log_joint(self, z: Tensor, targets: Tensor) -> Tensor:
         """log p(x, z): z is (..., n_components), targets broadcast against it."""
-        raw = self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
-        return self.likelihood.log_prob(raw, targets).sum(-1) + self.prior.log_prob(z)
+        out: Tensor = self._reconstruction(z, targets) + self.prior.log_prob(z)
+        return out
 
     def laplace(
         self, targets: Tensor, start: Tensor | None = None, n_steps: int = 2
@@ -137,9 +261,10 @@ class VAE(nn.Module):
         """Gaussian approximation of the true posterior p(z | x), by Gauss-Newton.
 
         The encoder's mean (or ``start``) is moved ``n_steps`` times uphill on log p(x, z); the
-        precision is ``I + J' F J`` with J the decoder's Jacobian and F the likelihood's expected
-        information about what is observed. Where decoder and likelihood are linear-Gaussian this is
-        the exact posterior, correlations included, which the encoder's diagonal need not be.
+        precision is ``P + J' F J`` with P the prior's (its ``precision``, else I), J the decoder's
+        Jacobian and F the likelihood's expected information about what is observed. Where prior,
+        decoder and likelihood are linear-Gaussian this is the exact posterior, correlations
+        included, which the encoder's diagonal need not be.
 
         Returns
         -------
@@ -166,6 +291,8 @@ class VAE(nn.Module):
         """Gradient (n, k) of log p(x, z) and its Gauss-Newton precision (n, k, k) at z."""
         n, k = z.shape
         eye = torch.eye(k, dtype=z.dtype, device=z.device)
+        known = getattr(self.prior, "precision", None)
+        prior_precision = eye if known is None else known(z).diag_embed()
         # Forward differences, not autograd: they ask nothing of a user's decoder, and cost k more
         # rows. An error in J only widens the proposal's mismatch, never the bound's validity.
         h = math.sqrt(torch.finfo(z.dtype).eps)
@@ -180,13 +307,13 @@ class VAE(nn.Module):
             (prior_score,) = torch.autograd.grad(self.prior.log_prob(leaf).sum(), leaf)
         gradient = (jacobian @ score[..., None])[..., 0] + prior_score
         root = self.likelihood.whiten(raw[:, 0], jacobian, targets)  # (n, k, n_params)
-        return gradient, eye + root @ root.mT
+        return gradient, prior_precision + root @ root.mT
 
     def move(self, z: Tensor, targets: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
         """Steps of elliptical slice sampling from z, each (n, k), that leave p(z | x) as it is.
 
-        Each step goes to a point on the ellipse through z and a draw from the prior, standard
-        normal, at which log p(x | z) is above a random share of what it is at z.
+        Each step goes to a point on the ellipse through z and a standard normal draw, at which
+        ``log p(x, z) - log N(z; 0, I)`` is above a random share of what it is at z.
 
         References
         ----------
@@ -197,13 +324,14 @@ class VAE(nn.Module):
             return torch.rand((n, 1), generator=generator, dtype=z.dtype)
 
         def log_likelihood(z: Tensor, targets: Tensor) -> Tensor:
-            return self.likelihood.log_prob(self.decoder(z), targets).sum(-1, keepdim=True)
+            # but for a constant
+            return self.log_joint(z, targets)[:, None] + 0.5 * z.square().sum(-1, keepdim=True)
 
         z = z.clone()
         for _ in range(n_steps):
             # of the rows that have yet to find their point
             rows, x = torch.arange(len(z)), targets
-            here, other = z, self.prior.sample(len(z), generator, z.dtype)
+            here, other = z, torch.randn(z.shape, generator=generator, dtype=z.dtype)
             level = log_likelihood(z, x) + uniform(len(z)).log()  # (n, 1)
             angle = 2 * math.pi * uniform(len(z))
             low, high = angle - 2 * math.pi, angle
@@ -256,3 +384,7 @@ class VAE(nn.Module):
         """Importance-weighted bound of log p(x), nats in standardised units: (n,)."""
         _, log_weights, log_share = self.log_weights(targets, points, n_steps)
         return (log_weights + log_share[:, None]).logsumexp(0)
+
+
+def _nothing() -> None:
+    """Nothing is left to do."""

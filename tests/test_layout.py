@@ -69,17 +69,18 @@ def test_lines_of_code_counts_code():
 
 @pytest.mark.parametrize("leaf", sorted(LEAVES))
 def test_leaves_import_no_siblings(leaf):
-    assert set(imports(leaf)) <= {"gradients"}
+    assert set(imports(leaf)) <= {"gradients", "checks"}
 
 
 def test_the_star():
-    assert imports("gradients") == {}
+    assert imports("gradients") == imports("checks") == {}
     assert set(imports("spread")) <= LEAVES
     assert set(imports("families")) <= {"rows", "likelihoods"}
     assert set(imports("targets")) == {"training"}
     assert set(imports("fitting")) <= LEAVES | {"spread", "families", "targets"}
     estimator = imports("estimator")
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
+    wanted |= {"checks", "priors"}
     assert set(estimator) <= wanted
     assert estimator.get("networks", set()) <= {"ACTIVATIONS", "Spread", "slices", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
@@ -87,7 +88,7 @@ def test_the_star():
 
 
 def test_every_file_has_its_place():
-    others = "gradients spread families targets fitting estimator imputer __init__"
+    others = "gradients checks spread families targets fitting estimator imputer __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 

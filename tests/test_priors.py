@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from skvae.priors import StandardNormal
+from skvae.priors import Mixture, StandardNormal, Vamp
 
 F64 = torch.float64
 
@@ -88,3 +88,148 @@ def test_kl_vjp_is_autograds():
     torch.testing.assert_close(got, grad @ expected, rtol=1e-13, atol=1e-13)
     for one, other in zip(own, grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("free_bits", [0.1, 3.0])
+def test_free_bits_are_free(free_bits):
+    """KL counts as max(floor, KL), and what is below has no gradient."""
+    prior, weights = StandardNormal(4), torch.tensor([2.0], dtype=F64)
+    mean, log_var = MEAN[None].clone(), LOG_VAR[None].clone()
+    leaves = mean.requires_grad_(), log_var.requires_grad_()
+    each = prior.kl(*leaves)
+    assert (each < free_bits).any()
+    expected = 2 * each.clamp_min(free_bits).sum()
+    grads = torch.autograd.grad(expected, leaves)
+    got, *own = prior.kl_vjp(mean.detach(), log_var.detach(), weights, free_bits)
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-13, atol=1e-13)
+    for one, other in zip(own, grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+        assert not one[each < free_bits].any()
+
+
+# ---------------------------------------------------------------- mixtures
+
+
+class Linear(torch.nn.Module):
+    """A model whose encoder is linear, as far as priors look at it."""
+
+    def __init__(self, k, d=3):
+        super().__init__()
+        self.encoder = torch.nn.Linear(d, 2 * k, dtype=F64)
+
+    def inputs(self, targets):
+        return targets
+
+    def posterior(self, targets):
+        return self.encoder(targets).chunk(2, -1)
+
+
+def started(prior, k, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    vae, targets = Linear(k), torch.randn(40, 3, generator=generator, dtype=F64)
+    with torch.no_grad():
+        vae.encoder.weight.copy_(torch.randn(2 * k, 3, generator=generator, dtype=F64))
+        vae.encoder.bias.copy_(torch.randn(2 * k, generator=generator, dtype=F64) - 1)
+        prior.start(vae, targets, generator)
+        for parameter in prior.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=F64)
+    return prior, vae
+
+
+def written_out(prior, vae):
+    """The mixture, of torch's own distributions."""
+    if isinstance(prior, Mixture):
+        shares, mean, log_var = prior.logits, prior.means, prior.log_vars
+    else:
+        mean, log_var = vae.encoder(prior.pseudo_inputs).chunk(2, -1)
+        shares = torch.zeros(len(mean), dtype=F64)
+    normals = torch.distributions.Normal(mean, (0.5 * log_var).exp())
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=shares), torch.distributions.Independent(normals, 1)
+    )
+
+
+MIXTURES = [lambda: Mixture(n_components=4), lambda: Vamp(n_components=5)]
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+def test_a_mixtures_density_integrates_to_one(make):
+    prior, _ = started(make(), 1)
+    z = torch.linspace(-200, 200, 400_001, dtype=F64)[:, None]
+    total = prior.log_prob(z).detach().exp().sum() * (z[1, 0] - z[0, 0])
+    assert float(total) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+def test_a_mixtures_density_and_responsibilities_written_out(make):
+    prior, vae = started(make(), 3)
+    z = 3 * torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(5), dtype=F64)
+    expected = written_out(prior, vae)
+    torch.testing.assert_close(prior.log_prob(z), expected.log_prob(z), rtol=1e-10, atol=1e-10)
+    joint = expected.component_distribution.log_prob(z[..., None, :])
+    joint = joint + expected.mixture_distribution.logits
+    shares = prior.responsibilities(z)
+    torch.testing.assert_close(shares, joint.softmax(-1), rtol=1e-9, atol=1e-12)
+    precision = 1 / expected.component_distribution.variance
+    torch.testing.assert_close(prior.precision(z), joint.softmax(-1) @ precision)
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+def test_densities_far_from_the_origin_keep_their_digits(make):
+    prior, vae = started(make(), 2)
+    with torch.no_grad():
+        vae.encoder.bias[:2] += 1e6
+        if isinstance(prior, Mixture):
+            prior.means += 1e6
+    z = 1e6 + torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    expected = written_out(prior, vae).log_prob(z)
+    torch.testing.assert_close(prior.log_prob(z), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mixtures_draws_follow_its_density(make, dtype):
+    prior, _ = started(make(), 1)
+    before = torch.random.get_rng_state()
+    draws = prior.sample(4_000, torch.Generator().manual_seed(0), dtype)
+    assert draws.dtype == dtype
+    assert not draws.requires_grad
+    assert torch.equal(torch.random.get_rng_state(), before)
+    z = torch.linspace(-200, 200, 400_001, dtype=F64)[:, None]
+    with torch.no_grad():
+        below = prior.log_prob(z).exp().cumsum(0).numpy() * float(z[1, 0] - z[0, 0])
+    cdf = lambda x: np.interp(x, z[:, 0].numpy(), below)  # noqa: E731
+    assert stats.kstest(draws[:, 0].double().numpy(), cdf).pvalue > 1e-3
+
+
+def test_a_mixture_starts_near_the_standard_normal():
+    """Of rows whose latents are about N(0, I), as those of the linear start are."""
+    generator = torch.Generator().manual_seed(0)
+    vae = Linear(2, 2)
+    with torch.no_grad():
+        vae.encoder.weight.copy_(0.9 * torch.eye(4, 2, dtype=F64))
+        vae.encoder.bias.copy_(torch.tensor([0.0, 0.0, math.log(0.19), math.log(0.19)]))
+        targets = torch.randn(1_000, 2, generator=generator, dtype=F64)
+        prior = Mixture(n_components=200)
+        prior.start(vae, targets, generator)
+        z = torch.randn(2_000, 2, generator=generator, dtype=F64)
+        kl = (StandardNormal(2).log_prob(z) - prior.log_prob(z)).mean()
+    assert 0 < float(kl) < 0.05
+
+
+def test_pseudo_inputs_start_at_rows_and_fewer_rows_repeat():
+    generator = torch.Generator().manual_seed(0)
+    vae, targets = Linear(2), torch.randn(4, 3, generator=generator, dtype=F64)
+    prior = Vamp(n_components=6)
+    prior.start(vae, targets, generator)
+    found = (prior.pseudo_inputs[:, None] == targets).all(-1)  # (6, 4)
+    assert found.any(1).all()
+    assert found.sum(0).tolist().count(0) == 0
+
+
+@pytest.mark.parametrize("value", [0, 2.0, True, "ten"])
+@pytest.mark.parametrize("make", [Mixture, Vamp])
+def test_numbers_of_components_that_cannot_be(make, value):
+    with pytest.raises((ValueError, TypeError), match=r"n_components must be an integer") as error:
+        make(n_components=value)
+    assert repr(value) in str(error.value)

@@ -40,7 +40,7 @@ def model(d=3, k=1):
     likelihood = Gaussian(np.zeros(d), np.ones(d), torch.zeros(d), varies=True, floor=FLOOR)
     completion = Completion(weight, torch.ones(d), torch.zeros(d))
     spread = Spread(decoder, quiet(k, d))
-    return VAE(encoder, spread, likelihood, StandardNormal(k), completion).eval()
+    return VAE(encoder, spread, likelihood, StandardNormal(k), k, completion).eval()
 
 
 def sample(n, seed, wild=0.0):
@@ -54,7 +54,8 @@ def sample(n, seed, wild=0.0):
 
 def constant(vae, likelihood):
     """The same model, its spread no longer a function of z."""
-    return VAE(vae.encoder, vae.decoder.decoder, likelihood, vae.prior, vae.completion)
+    parts = vae.encoder, vae.decoder.decoder, likelihood, vae.prior
+    return VAE(*parts, vae.n_components, vae.completion)
 
 
 def fit_of(rows, others, excess=None):

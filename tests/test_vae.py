@@ -45,6 +45,7 @@ def linear_model(d=5, k=2):
         WithLinear(W, bias, network(k, d, loud=False), closed_form=True),
         gaussian(noise.log()),
         StandardNormal(k),
+        k,
     )
     return vae, W, bias, noise
 
@@ -56,6 +57,7 @@ def curved_model(d=2, seed=0, sigma=0.3):
         WithLinear(randn(d, 1, seed=seed), randn(d, seed=seed), network(1, d, seed + 1)),
         gaussian(torch.full((d,), 2 * math.log(sigma), dtype=F64)),
         StandardNormal(1),
+        1,
     )
 
 
@@ -435,6 +437,7 @@ def test_importance_weights_integrate_to_the_probability_for_cross_entropy():
         WithLinear(2 * randn(3, 1), randn(3, seed=1), network(1, 3, seed=2)),
         Bernoulli(np.array([0.3, 0.5, 0.8])),
         StandardNormal(1),
+        1,
     ).to(F64)
     targets = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=F64)] * 3)
     exact = exact_log_prob(vae, targets)
