@@ -27,7 +27,7 @@ from .checks import check_device, check_integer, check_number, check_option, che
 from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
 from .fitting import AnyRows, Fit, Settings
 from .likelihoods import Gaussian
-from .networks import ACTIVATIONS, Spread, slices, width
+from .networks import ACTIVATIONS, NETWORKS, Spread, slices, width
 from .priors import PRIORS
 from .rows import DistinctRows, StreamedRows
 from .targets import Stored, Streamed
@@ -54,6 +54,7 @@ ARCHITECTURE = (
     "hidden_layer_sizes",
     "decoder_layer_sizes",
     "activation",
+    "network",
     "encoder",
     "decoder",
     "dropout",
@@ -118,6 +119,11 @@ class VAETransformer(
         Sizes of the decoder's hidden layers. None mirrors the encoder.
     activation : {"relu", "silu", "gelu", "tanh", "elu"}, default="relu"
         Activation of the hidden layers.
+    network : "mlp" or a network of `skvae.networks`, default="mlp"
+        The kind of encoder and decoder: ``Convolutional(image_shape=(28, 28))`` for images,
+        ``TemporalConvolutional(n_steps=50)`` or ``Recurrent(n_steps=50)`` for series,
+        ``Graph(adjacency)`` for columns that are nodes of a graph, ``Perceptron(residual=True,
+        norm="layer")``. ``hidden_layer_sizes`` are the dense layers between them and the latent.
     encoder, decoder : nn.Module, callable or None, default=None
         Your own networks in place of the MLPs: a module, which is copied, or a callable
         ``(n_in, n_out) -> nn.Module``. An encoder maps (n, n_inputs) standardised cells to
@@ -327,6 +333,7 @@ class VAETransformer(
         hidden_layer_sizes: Any = (128, 128),
         decoder_layer_sizes: Any = None,
         activation: str = "relu",
+        network: Any = "mlp",
         encoder: Any = None,
         decoder: Any = None,
         init: str = "linear",
@@ -361,6 +368,7 @@ class VAETransformer(
         self.hidden_layer_sizes = hidden_layer_sizes
         self.decoder_layer_sizes = decoder_layer_sizes
         self.activation = activation
+        self.network = network
         self.encoder = encoder
         self.decoder = decoder
         self.init = init
@@ -492,6 +500,9 @@ class VAETransformer(
                     f"{name} must be an nn.Module, a callable (n_in, n_out) -> nn.Module, or "
                     f"None, got {p[name]!r}."
                 )
+        if not isinstance(p["network"], NETWORKS):
+            extra = f"or one of {[network.__name__ for network in NETWORKS]} of skvae.networks"
+            check_option("network", p["network"], ("mlp",), extra)
         if not (isinstance(p["precision_power"], str) and p["precision_power"] == "auto"):
             check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
         if isinstance(p["noise"], str):

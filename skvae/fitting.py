@@ -23,7 +23,18 @@ from torch import Tensor, nn
 from . import linear
 from .families import NORMAL, build, gaussian_part, gaussian_raw
 from .likelihoods import LOG_2PI, Gaussian, Mixed, split_gaps
-from .networks import Completion, Dropout, Spread, WithLinear, linear_layer, mlp, silence, width
+from .networks import (
+    Completion,
+    Dropout,
+    Layers,
+    Spread,
+    WithLinear,
+    build_network,
+    linear_layer,
+    mlp,
+    silence,
+    width,
+)
 from .priors import PRIORS, StandardNormal
 from .rows import DistinctRows, Floats, StreamedRows
 from .spread import Sample, SpreadFit
@@ -65,6 +76,7 @@ class Settings:
     hidden_layer_sizes: Any
     decoder_layer_sizes: Any
     activation: str
+    network: Any
     encoder: Any
     decoder: Any
     init: str
@@ -391,6 +403,11 @@ class Fit:
         """The network of one side, whether it needs a gate to be silent, and whether it is ours."""
         s = self.settings
         own = getattr(s, side)
+        if own is None and s.network != "mlp":
+            layers = Layers(self._sizes(side), s.activation, s.dropout)
+            silent = s.init != "random"
+            with self._forked(int(torch.randint(2**31, (), generator=generator))):
+                return build_network(s.network, side, n_in, n_out, layers, silent), False, False
         if own is None:
             network = mlp(n_in, n_out, self._sizes(side), s.activation, s.dropout, generator)
             return (network if s.init == "random" else silence(network)), False, True
@@ -777,6 +794,13 @@ class Fit:
         if s.encoder is None and s.decoder is None and isinstance(s.prior, str):
             yield
             return
+        with self._forked(seed):
+            yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _forked(seed: int) -> Iterator[None]:
+        """torch's global generator with this seed, and put back after."""
         with _GLOBAL_RANDOM, torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
             yield

@@ -11,13 +11,18 @@ gradient with respect to x. What ``back(grad, False)`` returns is of no use.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
+from skvae.checks import check_integer, check_sizes
 from skvae.gradients import Back, gradient_of, through_clamp
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -230,8 +235,9 @@ class WithLinear(nn.Module):
 
 
 def width(network: nn.Module) -> int:
-    """Most numbers that a row becomes inside a network of dense layers."""
-    return max((size for p in network.parameters() for size in p.shape), default=1)
+    """Most numbers that a row becomes inside a network: its own word for it, or of dense layers."""
+    own = (module.n_units for module in network.modules() if isinstance(module, Shaped))
+    return max(itertools.chain((1,), own, (size for p in network.parameters() for size in p.shape)))
 
 
 def slices(n_rows: int, each: int, workspace: int, most: int | None = None) -> Iterator[slice]:
@@ -321,3 +327,461 @@ class Spread(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.cat([self.decoder(z), self.log_var(z)], -1)
+
+
+# ---------------------------------------------------------------- networks by the data's shape
+
+
+class Block(nn.Module):
+    """A hidden layer with a shortcut around it where sizes allow: ``x + f(x)``, or ``f(x)``."""
+
+    def __init__(self, n_in: int, n_out: int, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.shortcut = n_in == n_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return x + out if self.shortcut else out
+
+
+class Shaped(nn.Module):
+    """A network whose last layer is linear, and can be silenced.
+
+    Attributes
+    ----------
+    last : Module
+    n_units : int
+        Most numbers that a row becomes inside.
+    """
+
+    last: nn.Module
+    n_units: int = 1
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """A multi-layer perceptron of ``hidden_layer_sizes`` with normalised or residual layers.
+
+    Parameters
+    ----------
+    residual : bool, default=True
+        Whether layers between hidden layers of equal size add to their input.
+    norm : {"layer", None}, default="layer"
+        Layer normalisation before each activation, which is the same for batches of any size.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.networks import Perceptron
+    >>> vae = VAETransformer(2, network=Perceptron(), hidden_layer_sizes=(64, 64, 64))
+    """
+
+    residual: bool = True
+    norm: str | None = "layer"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.residual, bool):
+            raise TypeError(f"residual must be True or False, got {self.residual!r}.")
+        if self.norm not in ("layer", None):
+            raise ValueError(f"norm must be 'layer' or None, got {self.norm!r}.")
+
+    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _Perceptron(n_in, n_out, layers, self)
+
+    decoder = encoder
+
+
+class _Perceptron(Shaped):
+    def __init__(self, n_in: int, n_out: int, layers: "Layers", options: Perceptron) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for size in layers.sizes:
+            inner: list[nn.Module] = [nn.Linear(n_in, size)]
+            if options.norm:
+                inner.append(nn.LayerNorm(size))
+            inner += layers.after()
+            blocks.append(Block(n_in if options.residual else -1, size, inner))
+            n_in = size
+        self.hidden = nn.Sequential(*blocks)
+        self.last = nn.Linear(n_in, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.hidden(x))
+        return out
+
+
+@dataclass(frozen=True)
+class Convolutional:
+    """Convolutions for images, given as flat rows.
+
+    Each convolution of the encoder halves height and width; ``hidden_layer_sizes`` are the dense
+    layers after them. The decoder goes the same way back, enlarging before it convolves.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        (height, width) or (height, width, channels), in the order in which ``image.reshape(-1)``
+        lays out the cells.
+    channels : sequence of int, default=(32, 64)
+        Of the convolutions.
+
+    References
+    ----------
+    Odena, Dumoulin and Olah, "Deconvolution and Checkerboard Artifacts", Distill 2016.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.networks import Convolutional
+    >>> vae = VAETransformer(10, network=Convolutional(image_shape=(28, 28)))
+    """
+
+    image_shape: tuple[int, ...]
+    channels: tuple[int, ...] = (32, 64)
+
+    def __post_init__(self) -> None:
+        shape = check_sizes("image_shape", self.image_shape)
+        if len(shape) not in (2, 3):
+            raise ValueError(
+                f"image_shape must be (height, width) or (height, width, channels), got {shape}."
+            )
+        object.__setattr__(self, "image_shape", shape)
+        object.__setattr__(self, "channels", check_sizes("channels", self.channels))
+
+    def _grid(self) -> "_Grid":
+        height, width, *colours = self.image_shape
+        what = f"image_shape={self.image_shape}"
+        return _Grid(what, (height, width), (*colours, 1)[0], self.channels)
+
+    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GridEncoder(n_in, n_out, layers, self._grid())
+
+    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GridDecoder(n_in, n_out, layers, self._grid())
+
+
+@dataclass(frozen=True)
+class TemporalConvolutional:
+    """Convolutions over time for series, given as flat rows.
+
+    Parameters
+    ----------
+    n_steps : int
+    n_channels : int, default=1
+        Values at each step. Columns are those of the first step, then those of the second, as
+        ``series.reshape(-1)`` of an array (n_steps, n_channels) lays them out.
+    channels : sequence of int, default=(32, 64)
+        Of the convolutions, each of which halves the number of steps.
+
+    References
+    ----------
+    Bai, Kolter and Koltun, "An Empirical Evaluation of Generic Convolutional and Recurrent Networks
+    for Sequence Modeling", arXiv 1803.01271, 2018.
+    """
+
+    n_steps: int
+    n_channels: int = 1
+    channels: tuple[int, ...] = (32, 64)
+
+    def __post_init__(self) -> None:
+        check_integer("n_steps", self.n_steps, 1)
+        check_integer("n_channels", self.n_channels, 1)
+        object.__setattr__(self, "channels", check_sizes("channels", self.channels))
+
+    def _grid(self) -> "_Grid":
+        what = f"n_steps={self.n_steps} times n_channels={self.n_channels}"
+        return _Grid(what, (self.n_steps,), self.n_channels, self.channels)
+
+    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GridEncoder(n_in, n_out, layers, self._grid())
+
+    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GridDecoder(n_in, n_out, layers, self._grid())
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Gated recurrent units for series, given as flat rows.
+
+    The encoder reads the series both ways; the decoder unrolls a state that z starts and feeds.
+
+    Parameters
+    ----------
+    n_steps : int
+    n_channels : int, default=1
+        Values at each step; columns as in `TemporalConvolutional`.
+    n_units : int, default=64
+        Size of the state.
+
+    References
+    ----------
+    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
+    Translation", EMNLP 2014.
+    """
+
+    n_steps: int
+    n_channels: int = 1
+    n_units: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "n_channels", "n_units"):
+            check_integer(name, getattr(self, name), 1)
+
+    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _RecurrentEncoder(n_in, n_out, layers, self)
+
+    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _RecurrentDecoder(n_in, n_out, layers, self)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Message passing for columns that are the nodes of a graph, which is the same for all rows.
+
+    Each layer adds up a node's own features and the average of its neighbours', through weights
+    that all nodes share.
+
+    Parameters
+    ----------
+    adjacency : sparse array or ndarray of shape (n_columns, n_columns)
+        Weights of the edges, not negative; symmetric or not.
+    channels : sequence of int, default=(16, 16)
+        Features of a node after each layer.
+
+    References
+    ----------
+    Hamilton, Ying and Leskovec, "Inductive Representation Learning on Large Graphs", NeurIPS 2017.
+    """
+
+    adjacency: Any
+    channels: tuple[int, ...] = (16, 16)
+
+    def __post_init__(self) -> None:
+        edges = sparse.csr_array(self.adjacency)
+        object.__setattr__(self, "adjacency", edges)
+        if edges.ndim != 2 or edges.shape[0] != edges.shape[1]:
+            raise ValueError(f"adjacency must be a square matrix, got shape {edges.shape}.")
+        if not np.isfinite(edges.data).all() or (edges.data < 0).any():
+            wrong = edges.data[~np.isfinite(edges.data) | (edges.data < 0)][0]
+            raise ValueError(f"adjacency must hold finite weights of at least 0, got {wrong}.")
+        object.__setattr__(self, "channels", check_sizes("channels", self.channels))
+
+    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GraphEncoder(n_in, n_out, layers, self)
+
+    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GraphDecoder(n_in, n_out, layers, self)
+
+
+NETWORKS = (Perceptron, Convolutional, TemporalConvolutional, Recurrent, Graph)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What all networks of a model have in common: dense layers, activation, dropout."""
+
+    sizes: tuple[int, ...]
+    activation: str
+    dropout: float
+
+    def after(self) -> list[nn.Module]:
+        """What follows a layer."""
+        dropped = [Dropout(self.dropout)] if self.dropout else []
+        return [ACTIVATIONS[self.activation](), *dropped]
+
+    def dense(self, n_in: int) -> tuple[nn.Sequential, int]:
+        """The hidden layers, and the size of the last."""
+        inner: list[nn.Module] = []
+        for size in self.sizes:
+            inner += [nn.Linear(n_in, size), *self.after()]
+            n_in = size
+        return nn.Sequential(*inner), n_in
+
+
+def build_network(
+    network: Any, side: str, n_in: int, n_out: int, layers: Layers, silent: bool
+) -> Shaped:
+    """One side of a network by the data's shape; silent: it says nothing yet."""
+    built: Shaped = getattr(network, side)(n_in, n_out, layers)
+    with torch.no_grad():
+        for parameter in built.last.parameters() if silent else ():
+            parameter.zero_()
+    return built
+
+
+def _maps(what: str, n_cells: int, n_given: int, where: str) -> int:
+    """How many numbers a cell has; refuses what is no multiple."""
+    if n_given % n_cells or n_given < n_cells:
+        raise ValueError(
+            f"{what} is {n_cells} cells, but the {where} has {n_given} numbers a row. All columns "
+            "must be cells of it, and of one family."
+        )
+    return n_given // n_cells
+
+
+class _Grid:
+    """Cells on a line or in a plane, each with channels, and their sizes halved again and again."""
+
+    def __init__(
+        self, what: str, shape: tuple[int, ...], n_channels: int, channels: tuple[int, ...]
+    ) -> None:
+        self.what, self.n_channels, self.channels = what, n_channels, channels
+        self.sizes = [shape]
+        for _ in channels:
+            self.sizes.append(tuple(math.ceil(size / 2) for size in self.sizes[-1]))
+        self.conv = nn.Conv1d if len(shape) == 1 else nn.Conv2d
+        self.n_cells = math.prod(shape) * n_channels
+        inside = zip([n_channels, *channels], self.sizes, strict=True)
+        self.n_units = max(c * math.prod(size) for c, size in inside)
+
+
+class _GridEncoder(Shaped):
+    def __init__(self, n_in: int, n_out: int, layers: Layers, grid: _Grid) -> None:
+        super().__init__()
+        self.grid, self.n_units = grid, grid.n_units
+        self.n_maps = _maps(grid.what, grid.n_cells, n_in, "encoder's input")
+        inner: list[nn.Module] = []
+        before = self.n_maps * grid.n_channels
+        for channels in grid.channels:
+            inner += [grid.conv(before, channels, 3, stride=2, padding=1), *layers.after()]
+            before = channels
+        self.convolutions = nn.Sequential(*inner)
+        self.dense, size = layers.dense(before * math.prod(grid.sizes[-1]))
+        self.last = nn.Linear(size, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.grid
+        # (n, maps, *shape, channels) -> (n, maps * channels, *shape)
+        cells = x.reshape(len(x), self.n_maps, *grid.sizes[0], grid.n_channels).movedim(-1, 2)
+        features = self.convolutions(cells.flatten(1, 2)).flatten(1)
+        out: Tensor = self.last(self.dense(features))
+        return out
+
+
+class _GridDecoder(Shaped):
+    def __init__(self, n_in: int, n_out: int, layers: Layers, grid: _Grid) -> None:
+        super().__init__()
+        self.grid, self.n_units = grid, grid.n_units * 4
+        self.n_maps = _maps(grid.what, grid.n_cells, n_out, "decoder's output")
+        self.dense, size = layers.dense(n_in)
+        self.n_first = grid.channels[-1]
+        n_small = self.n_first * math.prod(grid.sizes[-1])
+        self.first = nn.Sequential(nn.Linear(size, n_small), *layers.after())
+        # from c channels to those of the next larger size
+        steps = itertools.pairwise([*grid.channels[::-1], grid.channels[0]])
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(grid.conv(a, b, 3, padding=1), *layers.after()) for a, b in steps
+        )
+        self.last = grid.conv(grid.channels[0], self.n_maps * grid.n_channels, 1, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        grid = self.grid
+        features = self.first(self.dense(z)).reshape(len(z), self.n_first, *grid.sizes[-1])
+        for size, convolution in zip(grid.sizes[-2::-1], self.convolutions, strict=True):
+            features = convolution(nn.functional.interpolate(features, size=size))
+        cells: Tensor = self.last(features)  # (n, maps * channels, *shape)
+        split = cells.reshape(len(z), self.n_maps, grid.n_channels, *grid.sizes[0])
+        return split.movedim(2, -1).flatten(1)
+
+
+class _RecurrentEncoder(Shaped):
+    def __init__(self, n_in: int, n_out: int, layers: Layers, series: Recurrent) -> None:
+        super().__init__()
+        what = f"n_steps={series.n_steps} times n_channels={series.n_channels}"
+        self.n_steps, self.n_units = series.n_steps, 8 * series.n_units * series.n_steps
+        self.n_maps = _maps(what, series.n_steps * series.n_channels, n_in, "encoder's input")
+        self.unit = nn.GRU(
+            self.n_maps * series.n_channels, series.n_units, batch_first=True, bidirectional=True
+        )
+        self.dense, size = layers.dense(2 * series.n_units)
+        self.last = nn.Linear(size, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (n, maps, steps, channels) -> (n, steps, maps * channels)
+        steps = x.reshape(len(x), self.n_maps, self.n_steps, -1).movedim(1, 2).flatten(2)
+        _, state = self.unit(steps)  # (2, n, units)
+        out: Tensor = self.last(self.dense(state.movedim(0, 1).flatten(1)))
+        return out
+
+
+class _RecurrentDecoder(Shaped):
+    def __init__(self, n_in: int, n_out: int, layers: Layers, series: Recurrent) -> None:
+        super().__init__()
+        what = f"n_steps={series.n_steps} times n_channels={series.n_channels}"
+        self.n_steps, self.n_units = series.n_steps, 8 * series.n_units * series.n_steps
+        self.n_maps = _maps(what, series.n_steps * series.n_channels, n_out, "decoder's output")
+        self.dense, size = layers.dense(n_in)
+        self.start = nn.Linear(size, series.n_units)
+        self.feed = nn.Linear(size, series.n_units)
+        self.unit = nn.GRU(series.n_units, series.n_units, batch_first=True)
+        self.last = nn.Linear(series.n_units, self.n_maps * series.n_channels, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        features = self.dense(z)
+        fed = self.feed(features)[:, None].expand(-1, self.n_steps, -1)
+        states, _ = self.unit(fed, self.start(features).tanh()[None])
+        cells: Tensor = self.last(states)  # (n, steps, maps * channels)
+        return cells.reshape(len(z), self.n_steps, self.n_maps, -1).movedim(2, 1).flatten(1)
+
+
+class _Messages(nn.Module):
+    """``own(x) + neighbours(average of x over the edges)`` at each node: (n, nodes, features)."""
+
+    def __init__(self, n_in: int, n_out: int, adjacency: Any) -> None:
+        super().__init__()
+        edges = sparse.coo_array(adjacency)
+        total = np.maximum(np.asarray(edges.sum(axis=1)).ravel(), np.finfo(float).tiny)
+        self.register_buffer("share", torch.tensor(edges.data / total[edges.row]).float())
+        self.register_buffer("to_node", torch.tensor(edges.row.astype(np.int64)))
+        self.register_buffer("from_node", torch.tensor(edges.col.astype(np.int64)))
+        self.share: Tensor
+        self.to_node: Tensor
+        self.from_node: Tensor
+        self.own, self.neighbours = nn.Linear(n_in, n_out), nn.Linear(n_in, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        messages = self.neighbours(x).index_select(1, self.from_node) * self.share[:, None]
+        out: Tensor = self.own(x).index_add(1, self.to_node, messages)
+        return out
+
+
+class _GraphEncoder(Shaped):
+    def __init__(self, n_in: int, n_out: int, layers: Layers, graph: Graph) -> None:
+        super().__init__()
+        self.n_nodes = graph.adjacency.shape[0]
+        before = self.n_maps = _maps("the graph", self.n_nodes, n_in, "encoder's input")
+        inner: list[nn.Module] = []
+        for channels in graph.channels:
+            inner += [_Messages(before, channels, graph.adjacency), *layers.after()]
+            before = channels
+        self.messages = nn.Sequential(*inner)
+        self.n_units = max(graph.channels) * max(self.n_nodes, graph.adjacency.nnz)
+        self.dense, size = layers.dense(before * self.n_nodes)
+        self.last = nn.Linear(size, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes = x.reshape(len(x), self.n_maps, -1).movedim(1, 2)  # (n, nodes, maps)
+        out: Tensor = self.last(self.dense(self.messages(nodes).flatten(1)))
+        return out
+
+
+class _GraphDecoder(Shaped):
+    def __init__(self, n_in: int, n_out: int, layers: Layers, graph: Graph) -> None:
+        super().__init__()
+        self.n_nodes = graph.adjacency.shape[0]
+        n_maps = _maps("the graph", self.n_nodes, n_out, "decoder's output")
+        self.dense, size = layers.dense(n_in)
+        first, *channels = graph.channels[::-1]
+        self.first = nn.Sequential(nn.Linear(size, first * self.n_nodes), *layers.after())
+        inner: list[nn.Module] = []
+        for before, after in itertools.pairwise([first, *channels, graph.channels[0]]):
+            inner += [_Messages(before, after, graph.adjacency), *layers.after()]
+        self.messages = nn.Sequential(*inner)
+        self.n_units = max(graph.channels) * max(self.n_nodes, graph.adjacency.nnz)
+        self.last = nn.Linear(graph.channels[0], n_maps, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        nodes = self.first(self.dense(z)).reshape(len(z), self.n_nodes, -1)
+        cells: Tensor = self.last(self.messages(nodes))  # (n, nodes, maps)
+        return cells.movedim(2, 1).flatten(1)

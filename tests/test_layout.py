@@ -82,7 +82,13 @@ def test_the_star():
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
     wanted |= {"checks", "priors"}
     assert set(estimator) <= wanted
-    assert estimator.get("networks", set()) <= {"ACTIVATIONS", "Spread", "slices", "width"}
+    assert estimator.get("networks", set()) <= {
+        "ACTIVATIONS",
+        "NETWORKS",
+        "Spread",
+        "slices",
+        "width",
+    }
     assert set(imports("imputer")) == {"estimator", "columns"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
 
