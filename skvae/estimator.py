@@ -121,9 +121,9 @@ class VAETransformer(
         Activation of the hidden layers.
     network : "mlp" or a network of `skvae.networks`, default="mlp"
         The kind of encoder and decoder: ``Convolutional(image_shape=(28, 28))`` for images,
-        ``TemporalConvolutional(n_steps=50)`` or ``Recurrent(n_steps=50)`` for series,
-        ``Graph(adjacency)`` for columns that are nodes of a graph, ``Perceptron(residual=True,
-        norm="layer")``. ``hidden_layer_sizes`` are the dense layers between them and the latent.
+        ``TemporalConvolutional(n_steps=50)`` for series, ``Graph(adjacency)`` for columns that are
+        nodes of a graph, ``Perceptron(residual=True, norm="layer")``. ``hidden_layer_sizes`` are
+        the dense layers between them and the latent.
     encoder, decoder : nn.Module, callable or None, default=None
         Your own networks in place of the MLPs: a module, which is copied, or a callable
         ``(n_in, n_out) -> nn.Module``. An encoder maps (n, n_inputs) standardised cells to

@@ -332,6 +332,9 @@ class Spread(nn.Module):
 # ---------------------------------------------------------------- networks by the data's shape
 
 
+DENSE_NODES = 1024  # up to so many, the adjacency of a graph is a dense matrix
+
+
 class Block(nn.Module):
     """A hidden layer with a shortcut around it where sizes allow: ``x + f(x)``, or ``f(x)``."""
 
@@ -500,41 +503,6 @@ class TemporalConvolutional:
         return _GridDecoder(n_in, n_out, layers, self._grid())
 
 
-@dataclass(frozen=True)
-class Recurrent:
-    """Gated recurrent units for series, given as flat rows.
-
-    The encoder reads the series both ways; the decoder unrolls a state that z starts and feeds.
-
-    Parameters
-    ----------
-    n_steps : int
-    n_channels : int, default=1
-        Values at each step; columns as in `TemporalConvolutional`.
-    n_units : int, default=64
-        Size of the state.
-
-    References
-    ----------
-    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
-    Translation", EMNLP 2014.
-    """
-
-    n_steps: int
-    n_channels: int = 1
-    n_units: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("n_steps", "n_channels", "n_units"):
-            check_integer(name, getattr(self, name), 1)
-
-    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
-        return _RecurrentEncoder(n_in, n_out, layers, self)
-
-    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
-        return _RecurrentDecoder(n_in, n_out, layers, self)
-
-
 @dataclass(frozen=True, eq=False)
 class Graph:
     """Message passing for columns that are the nodes of a graph, which is the same for all rows.
@@ -574,7 +542,7 @@ class Graph:
         return _GraphDecoder(n_in, n_out, layers, self)
 
 
-NETWORKS = (Perceptron, Convolutional, TemporalConvolutional, Recurrent, Graph)
+NETWORKS = (Perceptron, Convolutional, TemporalConvolutional, Graph)
 
 
 @dataclass(frozen=True)
@@ -685,46 +653,6 @@ class _GridDecoder(Shaped):
         return split.movedim(2, -1).flatten(1)
 
 
-class _RecurrentEncoder(Shaped):
-    def __init__(self, n_in: int, n_out: int, layers: Layers, series: Recurrent) -> None:
-        super().__init__()
-        what = f"n_steps={series.n_steps} times n_channels={series.n_channels}"
-        self.n_steps, self.n_units = series.n_steps, 8 * series.n_units * series.n_steps
-        self.n_maps = _maps(what, series.n_steps * series.n_channels, n_in, "encoder's input")
-        self.unit = nn.GRU(
-            self.n_maps * series.n_channels, series.n_units, batch_first=True, bidirectional=True
-        )
-        self.dense, size = layers.dense(2 * series.n_units)
-        self.last = nn.Linear(size, n_out, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (n, maps, steps, channels) -> (n, steps, maps * channels)
-        steps = x.reshape(len(x), self.n_maps, self.n_steps, -1).movedim(1, 2).flatten(2)
-        _, state = self.unit(steps)  # (2, n, units)
-        out: Tensor = self.last(self.dense(state.movedim(0, 1).flatten(1)))
-        return out
-
-
-class _RecurrentDecoder(Shaped):
-    def __init__(self, n_in: int, n_out: int, layers: Layers, series: Recurrent) -> None:
-        super().__init__()
-        what = f"n_steps={series.n_steps} times n_channels={series.n_channels}"
-        self.n_steps, self.n_units = series.n_steps, 8 * series.n_units * series.n_steps
-        self.n_maps = _maps(what, series.n_steps * series.n_channels, n_out, "decoder's output")
-        self.dense, size = layers.dense(n_in)
-        self.start = nn.Linear(size, series.n_units)
-        self.feed = nn.Linear(size, series.n_units)
-        self.unit = nn.GRU(series.n_units, series.n_units, batch_first=True)
-        self.last = nn.Linear(series.n_units, self.n_maps * series.n_channels, bias=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        features = self.dense(z)
-        fed = self.feed(features)[:, None].expand(-1, self.n_steps, -1)
-        states, _ = self.unit(fed, self.start(features).tanh()[None])
-        cells: Tensor = self.last(states)  # (n, steps, maps * channels)
-        return cells.reshape(len(z), self.n_steps, self.n_maps, -1).movedim(2, 1).flatten(1)
-
-
 class _Messages(nn.Module):
     """``own(x) + neighbours(average of x over the edges)`` at each node: (n, nodes, features)."""
 
@@ -732,7 +660,11 @@ class _Messages(nn.Module):
         super().__init__()
         edges = sparse.coo_array(adjacency)
         total = np.maximum(np.asarray(edges.sum(axis=1)).ravel(), np.finfo(float).tiny)
-        self.register_buffer("share", torch.tensor(edges.data / total[edges.row]).float())
+        edges = sparse.coo_array((edges.data / total[edges.row], edges.coords), edges.shape)
+        # of few nodes, one product is far quicker than as many sums as there are edges
+        self.dense = edges.shape[0] <= DENSE_NODES
+        share = edges.toarray() if self.dense else edges.data
+        self.register_buffer("share", torch.tensor(share).float())
         self.register_buffer("to_node", torch.tensor(edges.row.astype(np.int64)))
         self.register_buffer("from_node", torch.tensor(edges.col.astype(np.int64)))
         self.share: Tensor
@@ -741,8 +673,12 @@ class _Messages(nn.Module):
         self.own, self.neighbours = nn.Linear(n_in, n_out), nn.Linear(n_in, n_out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        messages = self.neighbours(x).index_select(1, self.from_node) * self.share[:, None]
-        out: Tensor = self.own(x).index_add(1, self.to_node, messages)
+        own, sent = self.own(x), self.neighbours(x)
+        if self.dense:
+            received: Tensor = own + self.share @ sent
+            return received
+        messages = sent.index_select(1, self.from_node) * self.share[:, None]
+        out: Tensor = own.index_add(1, self.to_node, messages)
         return out
 
 

@@ -10,13 +10,13 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
+import skvae.networks
 from skvae import VAETransformer
 from skvae.networks import (
     Convolutional,
     Graph,
     Layers,
     Perceptron,
-    Recurrent,
     TemporalConvolutional,
     build_network,
     width,
@@ -33,7 +33,6 @@ NETWORKS = [
     Convolutional(image_shape=(8, 4, 2), channels=(4,)),
     TemporalConvolutional(n_steps=64, channels=(4, 6)),
     TemporalConvolutional(n_steps=16, n_channels=4, channels=(5,)),
-    Recurrent(n_steps=16, n_channels=4, n_units=6),
     Graph(RING, channels=(4, 3)),
 ]
 IDS = [repr(network)[:40] for network in NETWORKS]
@@ -124,17 +123,16 @@ def test_the_decoders_cells_are_in_the_order_of_the_encoders():
 
 
 def test_steps_of_a_series_in_their_order():
-    encoder = built(Recurrent(n_steps=5, n_channels=2, n_units=4), "encoder", 10, 4)
+    encoder = built(TemporalConvolutional(5, n_channels=2, channels=(3,)), "encoder", 10, 4)
     series = randn(3, 5, 2)
-    _, state = encoder.unit(series)
-    expected = encoder.last(encoder.dense(torch.cat([state[0], state[1]], 1)))
+    features = encoder.convolutions(series.movedim(2, 1)).flatten(1)
+    expected = encoder.last(encoder.dense(features))
     torch.testing.assert_close(encoder(series.reshape(3, -1)), expected)
-    grid = built(TemporalConvolutional(n_steps=5, n_channels=2, channels=(3,)), "encoder", 10, 4)
-    expected = grid.last(grid.dense(grid.convolutions(series.movedim(2, 1)).flatten(1)))
-    torch.testing.assert_close(grid(series.reshape(3, -1)), expected)
 
 
-def test_messages_written_out():
+@pytest.mark.parametrize("dense_nodes", [3, 4])
+def test_messages_written_out(dense_nodes, monkeypatch):
+    monkeypatch.setattr(skvae.networks, "DENSE_NODES", dense_nodes)
     adjacency = np.array([[0, 2.0, 0, 1.0], [2.0, 0, 0, 0], [0, 0, 0, 0], [1.0, 0, 0, 0]])
     encoder = built(Graph(adjacency, channels=(3,)), "encoder", 4, 2)
     layer, nodes = encoder.messages[0], randn(5, 4, 1)
@@ -223,7 +221,7 @@ def test_networks_are_found_by_their_repr_and_compared_by_value():
         (lambda: Convolutional((8, 0)), ["image_shape", "0"]),
         (lambda: Convolutional((8, 8), channels=(1.5,)), ["channels", "1.5"]),
         (lambda: TemporalConvolutional(0), ["n_steps", "0"]),
-        (lambda: Recurrent(4, n_units=-1), ["n_units", "-1"]),
+        (lambda: TemporalConvolutional(4, n_channels=-1), ["n_channels", "-1"]),
         (lambda: Graph(np.ones((2, 3))), ["adjacency", "(2, 3)"]),
         (lambda: Graph(-np.ones((2, 2))), ["adjacency", "-1.0"]),
         (lambda: Graph(np.full((2, 2), math.nan)), ["adjacency", "nan"]),
@@ -236,7 +234,7 @@ def test_networks_are_found_by_their_repr_and_compared_by_value():
             ["image_shape=(7, 8) is 56 cells", "64 numbers"],
         ),
         (
-            lambda: quick(network=Recurrent(10, 5)).fit(DIGITS),
+            lambda: quick(network=TemporalConvolutional(10, 5)).fit(DIGITS),
             ["n_steps=10 times n_channels=5 is 50 cells", "64 numbers"],
         ),
         (lambda: quick(network=Graph(np.eye(3))).fit(DIGITS), ["graph is 3 cells", "64 numbers"]),
