@@ -414,8 +414,21 @@ class _Perceptron(Shaped):
         return out
 
 
+class _OnGrid:
+    """Both sides of a network whose columns are cells of a grid."""
+
+    def _grid(self) -> "_Grid":
+        raise NotImplementedError
+
+    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GridEncoder(n_in, n_out, layers, self._grid())
+
+    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
+        return _GridDecoder(n_in, n_out, layers, self._grid())
+
+
 @dataclass(frozen=True)
-class Convolutional:
+class Convolutional(_OnGrid):
     """Convolutions for images, given as flat rows.
 
     Each convolution of the encoder halves height and width; ``hidden_layer_sizes`` are the dense
@@ -457,15 +470,9 @@ class Convolutional:
         what = f"image_shape={self.image_shape}"
         return _Grid(what, (height, width), (*colours, 1)[0], self.channels)
 
-    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
-        return _GridEncoder(n_in, n_out, layers, self._grid())
-
-    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
-        return _GridDecoder(n_in, n_out, layers, self._grid())
-
 
 @dataclass(frozen=True)
-class TemporalConvolutional:
+class TemporalConvolutional(_OnGrid):
     """Convolutions over time for series, given as flat rows.
 
     Parameters
@@ -495,12 +502,6 @@ class TemporalConvolutional:
     def _grid(self) -> "_Grid":
         what = f"n_steps={self.n_steps} times n_channels={self.n_channels}"
         return _Grid(what, (self.n_steps,), self.n_channels, self.channels)
-
-    def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
-        return _GridEncoder(n_in, n_out, layers, self._grid())
-
-    def decoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
-        return _GridDecoder(n_in, n_out, layers, self._grid())
 
 
 @dataclass(frozen=True, eq=False)
