@@ -77,7 +77,8 @@ WORKSPACE = 2**20  # numbers that one array of a batch may hold at inference
 
 def _has_density(estimator: "VAETransformer") -> bool:
     """Whether latents and rows have distributions; the reason if not."""
-    if estimator.beta == 0:
+    fit = getattr(estimator, "_fit", None)
+    if (estimator.beta if fit is None else fit.settings.beta) == 0:
         raise AttributeError(
             "beta=0 is a plain autoencoder: it has no prior, no posterior and no density. "
             "Give beta a positive number, 1 for the ELBO."
@@ -185,7 +186,8 @@ class VAETransformer(
         "vamp": the mixture of the encoder's posteriors at 50 learned pseudo-inputs. In other
         numbers: ``skvae.priors.Mixture(n_components=20)``, ``Vamp(n_components=500)``. Your own: a
         module, which is copied, with ``log_prob(z)`` in nats and ``sample(n_samples, generator,
-        dtype)``, or a callable ``n_components -> nn.Module``; see `skvae.priors`.
+        dtype)``, or a callable ``n_components -> nn.Module``; see `skvae.priors`. The linear start
+        takes for granted that its draws have about mean 0 and variance 1.
     beta : float, default=1.0
         Weight of the KL term in training. 1 is the ELBO; more presses for fewer active
         components. 0 is a plain autoencoder: the code is the encoder's mean, without noise; then
@@ -513,6 +515,9 @@ class VAETransformer(
         if isinstance(p["prior"], str) or not callable(p["prior"]):
             extra = "or an nn.Module, or a callable n_components -> nn.Module"
             check_option("prior", p["prior"], tuple(PRIORS), extra)
+        if p["prior"] in PRIORS.values():
+            name = p["prior"].__name__
+            raise TypeError(f"prior is the class {name}: pass an instance, {name}(), or its name.")
         check_number("beta", p["beta"], 0)
         check_integer("kl_warmup", p["kl_warmup"], 0)
         check_number("free_bits", p["free_bits"], 0)
@@ -554,11 +559,6 @@ class VAETransformer(
             raise ValueError(
                 f"free_bits={self.free_bits} is of the KL of single draws, and "
                 f"n_importance_samples={m} has no such term: set one of them to its default."
-            )
-        if self.free_bits and prior != "normal" and not hasattr(prior, "kl"):
-            raise ValueError(
-                f"free_bits={self.free_bits} needs a KL per component in closed form, which "
-                f"prior={prior!r} does not have: use prior='normal', or free_bits=0."
             )
 
     def _rows(self, X: Any, sample_weight: Any, reset: bool, enough: int) -> AnyRows:
@@ -663,7 +663,10 @@ class VAETransformer(
         """A copy of the fitted model to go on from: should that fail, the original is there."""
         for name in ARCHITECTURE:
             old, new = getattr(self._fit.settings, name), getattr(settings, name)
-            if old is not new and not np.array_equal(old, new):
+            same = old is new or np.array_equal(old, new)
+            if isinstance(old, tuple(PRIORS.values())):  # before they are started
+                same = same or repr(old) == repr(new)
+            if not same:
                 raise ValueError(
                     f"{name}={new!r}, but the model to go on from was fitted with {old!r}. "
                     "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
@@ -962,7 +965,8 @@ class VAETransformer(
             # (row, draw) of what is moved
             moved = torch.from_numpy(size < FEW).nonzero().expand(-1, n_draws).reshape(-1)
             draw = torch.arange(n_draws).repeat(len(moved) // n_draws)
-            for part in slices(len(moved), width(self.module_.decoder), WORKSPACE):
+            each = max(width(self.module_.decoder), width(self.module_.prior))
+            for part in slices(len(moved), each, WORKSPACE):
                 at = moved[part], draw[part]
                 targets = torch.tensor(self.module_.likelihood.standardize(T[at[0].numpy()]))
                 z[at] = self.module_.move(z[at], targets, N_MOVES, generator)
@@ -1029,7 +1033,7 @@ class VAETransformer(
     def _points_width(self, n_points: int) -> int:
         """Numbers that a row becomes where it is weighed at so many latents."""
         module = self.module_
-        most = max(width(module.decoder), module.likelihood.n_stats)
+        most = max(width(module.decoder), width(module.prior), module.likelihood.n_stats)
         return most * (n_points + self._n_features_out + 1)
 
     @available_if(_has_density)  # type: ignore[untyped-decorator]

@@ -445,11 +445,13 @@ class Fit:
             return StandardNormal(k) if prior == "normal" else PRIORS[prior]()
         with self._randomness(int(torch.randint(2**31, (), generator=generator))):
             made = prior(k)
+        if not isinstance(made, nn.Module):
+            raise TypeError(f"prior must return an nn.Module from ({k}), got {made!r}.")
         return made
 
     def _start_prior(self, data: Stored | Streamed, generator: torch.Generator) -> None:
         """Let the prior look at some rows, and check what it says."""
-        prior, k = self.mean.prior, self.settings.n_components
+        s, prior, k = self.settings, self.mean.prior, self.settings.n_components
         if hasattr(prior, "start"):
             n_rows = min(PRIOR_ROWS, max(1, SPREAD_CELLS // self.mean.likelihood.n_inputs))
             targets, _ = data.head(n_rows)
@@ -462,17 +464,25 @@ class Fit:
                     f"prior must have the methods log_prob(z) and sample(n_samples, generator, "
                     f"dtype), but {type(prior).__name__} has no {name}."
                 )
+        contract = (
+            f"log_prob(z) must map (..., {k}) to (...), and sample(n_samples, generator, dtype) "
+            f"give (n_samples, {k})"
+        )
         try:
             with torch.no_grad():
-                shape = tuple(prior.log_prob(torch.zeros(3, k, dtype=F64)).shape)
-        except (RuntimeError, ValueError) as error:
+                drawn = prior.sample(3, torch.Generator().manual_seed(0), F64)
+                shapes = tuple(drawn.shape), tuple(prior.log_prob(torch.zeros(3, k).to(F64)).shape)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(f"prior failed on 3 latents: {error}. Its {contract}.") from error
+        if shapes != ((3, k), (3,)):
             raise ValueError(
-                f"prior failed on latents of shape (3, {k}): {error}. Its log_prob must map "
-                f"(..., {k}) to (...)."
-            ) from error
-        if shape != (3,):
+                f"prior's draws have shape {shapes[0]}, and log_prob of (3, {k}) has {shapes[1]}. "
+                f"Its {contract}."
+            )
+        if s.free_bits and not hasattr(prior, "kl"):
             raise ValueError(
-                f"prior.log_prob must map (..., {k}) to (...), but (3, {k}) became {shape}."
+                f"free_bits={s.free_bits} needs a KL per component in closed form, which "
+                f"prior={s.prior!r} does not have: use prior='normal', or free_bits=0."
             )
 
     # ---------------------------------------------------------------- the mean
@@ -516,11 +526,11 @@ class Fit:
         s = self.settings
         batch_size = self._batch_size(len(data))
         hints = functools.partial(self._hints, model)
-        read_data = data.reader(batch_size, generator, s.device, hints)
+        m = s.n_importance_samples
+        read_data = data.reader(batch_size, generator, s.device, hints, m * s.n_components)
         before = self.n_epochs
 
         # of several importance samples (n, m, k): rows first, as all that batches are slices of
-        m = s.n_importance_samples
         draws = (s.n_components,) if m == 1 else (m, s.n_components)
 
         def read() -> Iterator[tuple[Tensor, ...]]:

@@ -34,8 +34,17 @@ def network_vjp(network: Any, x: Tensor) -> tuple[Tensor, Back]:
     if (own := getattr(network, "vjp", None)) is not None:
         out: tuple[Tensor, Back] = own(x)
         return out
-    value, back = _by_autograd(network, network, x)
+    value, back = _by_autograd(network, x)
     return value, lambda grad, wanted: back(grad)[0]
+
+
+def clear(network: Any) -> None:
+    """Zero the gradients that autograd will add to.
+
+    Of both networks, before a step: they may share layers.
+    """
+    if getattr(network, "vjp", None) is None:
+        network.zero_grad(set_to_none=False)
 
 
 def nll_vjp(
@@ -45,8 +54,9 @@ def nll_vjp(
     if (own := getattr(likelihood, "nll_vjp", None)) is not None:
         out: tuple[Tensor, Tensor] = own(raw, targets, weights)
         return out
+    likelihood.zero_grad(set_to_none=False)
     value, back = _by_autograd(
-        likelihood, lambda raw: -(weights @ likelihood.log_prob(raw, targets).sum(-1)), raw
+        lambda raw: -(weights @ likelihood.log_prob(raw, targets).sum(-1)), raw
     )
     return value, back(torch.ones_like(value))[0]
 
@@ -63,7 +73,8 @@ def kl_vjp(
         each: Tensor = prior.kl(mean, log_var)
         return weights @ (each.clamp_min(free_bits) if free_bits else each).sum(-1)
 
-    value, back = _by_autograd(prior, kl, mean, log_var)
+    prior.zero_grad(set_to_none=False)
+    value, back = _by_autograd(kl, mean, log_var)
     to_mean, to_log_var = back(torch.ones_like(value))
     return value, to_mean, to_log_var
 
@@ -78,7 +89,8 @@ def prior_vjp(
     """
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
-        value = -(weights @ prior.log_prob(leaf))
+        # zero times z: a prior may be flat
+        value = -(weights @ prior.log_prob(leaf)) + 0.0 * leaf.sum()
     own, shared = (
         [p for p in module.parameters() if p.requires_grad] for module in (prior, encoder)
     )
@@ -91,18 +103,17 @@ def prior_vjp(
             if grad is not None:
                 gradient_of(parameter).add_(grad)
 
-    return value.detach(), torch.zeros_like(z) if to_z is None else to_z, add
+    return value.detach(), to_z, add
 
 
 def _by_autograd(
-    module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor
+    function: Callable[..., Tensor], *inputs: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
         value = function(*leaves)
 
     def back(grad: Tensor) -> tuple[Tensor, ...]:
-        module.zero_grad(set_to_none=False)
         value.backward(grad)
         # without a gradient: the function ignores this input
         return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)

@@ -414,6 +414,13 @@ class _Perceptron(Shaped):
         return out
 
 
+def _check_channels(channels: Any) -> tuple[int, ...]:
+    sizes = check_sizes("channels", channels)
+    if not sizes:
+        raise ValueError(f"channels must name at least one layer, got {channels!r}.")
+    return sizes
+
+
 class _OnGrid:
     """Both sides of a network whose columns are cells of a grid."""
 
@@ -463,7 +470,7 @@ class Convolutional(_OnGrid):
                 f"image_shape must be (height, width) or (height, width, channels), got {shape}."
             )
         object.__setattr__(self, "image_shape", shape)
-        object.__setattr__(self, "channels", check_sizes("channels", self.channels))
+        object.__setattr__(self, "channels", _check_channels(self.channels))
 
     def _grid(self) -> "_Grid":
         height, width, *colours = self.image_shape
@@ -497,7 +504,7 @@ class TemporalConvolutional(_OnGrid):
     def __post_init__(self) -> None:
         check_integer("n_steps", self.n_steps, 1)
         check_integer("n_channels", self.n_channels, 1)
-        object.__setattr__(self, "channels", check_sizes("channels", self.channels))
+        object.__setattr__(self, "channels", _check_channels(self.channels))
 
     def _grid(self) -> "_Grid":
         what = f"n_steps={self.n_steps} times n_channels={self.n_channels}"
@@ -527,14 +534,14 @@ class Graph:
     channels: tuple[int, ...] = (16, 16)
 
     def __post_init__(self) -> None:
-        edges = sparse.csr_array(self.adjacency)
+        edges = sparse.csr_array(self.adjacency, copy=True)
         object.__setattr__(self, "adjacency", edges)
         if edges.ndim != 2 or edges.shape[0] != edges.shape[1]:
             raise ValueError(f"adjacency must be a square matrix, got shape {edges.shape}.")
         if not np.isfinite(edges.data).all() or (edges.data < 0).any():
             wrong = edges.data[~np.isfinite(edges.data) | (edges.data < 0)][0]
             raise ValueError(f"adjacency must hold finite weights of at least 0, got {wrong}.")
-        object.__setattr__(self, "channels", check_sizes("channels", self.channels))
+        object.__setattr__(self, "channels", _check_channels(self.channels))
 
     def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
         return _GraphEncoder(n_in, n_out, layers, self)

@@ -11,6 +11,8 @@ rest of skvae asks nothing else of it, but makes use of more:
 ``start(vae, targets,       called once, before training, with the model at its start and rows to
 generator)``                look at
 ==========================  ========================================================================
+
+The linear start takes for granted that latents have about mean 0 and variance 1.
 """
 
 import math
@@ -90,32 +92,39 @@ class _Components(nn.Module):
     log-variances, each (n_components, dimension).
     """
 
+    n_components: int
+
     def _components(self) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        """What stands between the brackets."""
+        return f"n_components={self.n_components}"
+
     def _log_joint(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log of share times density, (..., n_components); the components' precisions."""
-        log_share, mean, log_var = self._components()
+        # in double precision: differences of large products are what counts
+        log_share, mean, log_var = (each.double() for each in self._components())
         precision = (-log_var).exp()
         center = mean.mean(0)
-        z, mean = z - center, mean - center  # digits are lost where these are large
+        near, mean = z - center, mean - center
         # (z - m)^2 in products: nothing of (n, n_components, dimension)
-        square = z.square() @ precision.T - 2 * z @ (precision * mean).T
+        square = near.square() @ precision.T - 2 * near @ (precision * mean).T
         constant = (precision * mean.square() + log_var + LOG_2PI).sum(-1)
         return log_share - 0.5 * (square + constant), precision
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of each latent, in nats: (..., dimension) -> (...)."""
-        return self._log_joint(z)[0].logsumexp(-1)
+        return self._log_joint(z)[0].logsumexp(-1).to(z)
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """Probability that each latent comes from each component: (..., n_components)."""
-        return self._log_joint(z)[0].softmax(-1)
+        return self._log_joint(z)[0].softmax(-1).to(z)
 
     def precision(self, z: Tensor) -> Tensor:
         """Inverse variances of the components, averaged by their responsibilities."""
         log_joint, precision = self._log_joint(z)
-        return log_joint.softmax(-1) @ precision
+        return (log_joint.softmax(-1) @ precision).to(z)
 
     def sample(self, n_samples: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Draws of shape (n_samples, dimension)."""
@@ -172,7 +181,9 @@ class Mixture(_Components):
 class Vamp(_Components):
     """The mixture of the encoder's own posteriors at pseudo-inputs, which are learned.
 
-    ``p(z) = 1/K sum_i q(z | u_i)``. At the start, pseudo-inputs are rows.
+    ``p(z) = 1/K sum_i q(z | u_i)``. At the start, pseudo-inputs are rows. Where the encoder is very
+    sure of its latents, its posteriors are narrow, and few of them cover little: raise their
+    number, or use `Mixture`, which starts near N(0, I).
 
     Parameters
     ----------

@@ -65,13 +65,13 @@ class Stored:
         return self.targets[index], self.weights[index]
 
     def reader(
-        self, batch_size: int, generator: torch.Generator, device: str, hints: Hints
+        self, batch_size: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
     ) -> Reader:
         targets = self.targets.to(device)
         tensors = [targets, self.weights.to(device, torch.float32)]
         if (found := hints(targets)) is not None:  # they depend on nothing that is trained
             tensors.append(found)
-        index, at_once = self.index.to(device), GATHERED // max(targets.shape[1], 1)
+        index, at_once = self.index.to(device), GATHERED // max(targets.shape[1], drawn)
 
         def read() -> Iterator[tuple[Tensor, ...]]:
             for order in shuffled(len(self), batch_size, generator, at_once):
@@ -137,13 +137,13 @@ class Streamed:
         return self.sample.head(n_rows)
 
     def reader(
-        self, batch_size: int, generator: torch.Generator, device: str, hints: Hints
+        self, batch_size: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
     ) -> Reader:
         def read() -> Iterator[tuple[Tensor, ...]]:
             order = self.chunks[torch.randperm(len(self.chunks), generator=generator)]
             for chunks in order.tensor_split(math.ceil(len(self) * self.rows.n_columns / WINDOW)):
                 window = self._read(chunks)
-                yield from window.reader(batch_size, generator, device, hints)()
+                yield from window.reader(batch_size, generator, device, hints, drawn)()
 
         return read
 

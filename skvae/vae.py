@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skvae.gradients import (
     LOG_VAR_BOUNDS,
+    clear,
     kl_vjp,
     network_vjp,
     nll_vjp,
@@ -175,6 +176,8 @@ class VAE(nn.Module):
         expectation is the same: autograd's drowns in noise as draws grow more. Targets with gaps
         need their ``hints``.
         """
+        for network in (self.encoder, self.decoder):
+            clear(network)
         inputs, extra = self._completed(self.likelihood.embed(targets), hints)
         out, back_encoder = network_vjp(self.encoder, inputs)
         mean, unbounded = out.chunk(2, -1)
@@ -242,11 +245,11 @@ class VAE(nn.Module):
         _, to_raw = nll_vjp(self.likelihood, raw, repeated, each)
         to_z = back_decoder(to_raw, True)
         _, to_z_more, finish = prior_vjp(self.prior, self.encoder, flat, beta * each)
-        # through z alone, the encoder counts each draw by the square of its share: log q's own
-        # dependence on mean and sigma is left out, by an identity of its expectation
+        # to the encoder, through z alone: log q's own dependence on mean and sigma is left out, and
+        # by an identity of its expectation each draw's share s counts as s (1 - beta + beta s)
         to_z = (to_z + to_z_more).reshape(m, n, k)
         to_z -= (beta * each).reshape(m, n, 1) * noise / sigma
-        to_z *= share[..., None]
+        to_z *= (1 - beta + beta * share)[..., None]
         loss = -(weights @ (log_weights.logsumexp(0) - math.log(m)))
         return loss, to_z.sum(0), 0.5 * (to_z * step).sum(0), finish
 
@@ -304,7 +307,9 @@ class VAE(nn.Module):
             cells = self.likelihood.log_prob(leaf, targets).sum()
             (score,) = torch.autograd.grad(cells, leaf)
             leaf = z.detach().requires_grad_()
-            (prior_score,) = torch.autograd.grad(self.prior.log_prob(leaf).sum(), leaf)
+            # zero times z: a prior may be flat
+            log_prior = self.prior.log_prob(leaf).sum() + 0.0 * leaf.sum()
+            (prior_score,) = torch.autograd.grad(log_prior, leaf)
         gradient = (jacobian @ score[..., None])[..., 0] + prior_score
         root = self.likelihood.whiten(raw[:, 0], jacobian, targets)  # (n, k, n_params)
         return gradient, prior_precision + root @ root.mT

@@ -202,6 +202,19 @@ def test_a_mixtures_draws_follow_its_density(make, dtype):
     assert stats.kstest(draws[:, 0].double().numpy(), cdf).pvalue > 1e-3
 
 
+def test_narrow_components_keep_their_digits_in_single_precision():
+    prior, _ = started(Mixture(2), 2)
+    with torch.no_grad():
+        prior.means.copy_(torch.tensor([[3.0, 3.0], [-3.0, -3.0]]))
+        prior.log_vars.fill_(-20.0)
+        noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+        z = 3.0 + 1e-4 * noise
+        expected = prior.log_prob(z.double())
+        got = prior.to(torch.float32).log_prob(z)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_mixture_starts_near_the_standard_normal():
     """Of rows whose latents are about N(0, I), as those of the linear start are."""
     generator = torch.Generator().manual_seed(0)
