@@ -502,9 +502,12 @@ class VAETransformer(
                     f"{name} must be an nn.Module, a callable (n_in, n_out) -> nn.Module, or "
                     f"None, got {p[name]!r}."
                 )
-        if not isinstance(p["network"], NETWORKS):
-            extra = f"or one of {[network.__name__ for network in NETWORKS]} of skvae.networks"
-            check_option("network", p["network"], ("mlp",), extra)
+        if not isinstance(p["network"], NETWORKS) and p["network"] != "mlp":
+            kinds = ", ".join(network.__name__ for network in NETWORKS)
+            raise ValueError(
+                f"network must be 'mlp' or an instance of one of {kinds} (skvae.networks), "
+                f"got {p['network']!r}."
+            )
         if not (isinstance(p["precision_power"], str) and p["precision_power"] == "auto"):
             check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
         if isinstance(p["noise"], str):
