@@ -16,6 +16,7 @@ parameters are set, not added: nothing has to be cleared between steps. None of 
 look on (``torch.no_grad``).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 # exp of these bounds stays far inside float32, whatever an encoder says
 LOG_VAR_BOUNDS = (-30.0, 10.0)
+LOG_2PI = math.log(2 * math.pi)
 
 # the second argument: whether the gradient with respect to the input is wanted
 Back = Callable[[Tensor, bool], Tensor]

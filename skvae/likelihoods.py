@@ -44,9 +44,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from skvae.gradients import LOG_2PI as LOG_2PI
 from skvae.gradients import gradient_of, nll_vjp
 
-LOG_2PI = math.log(2 * math.pi)
 Floats = NDArray[np.float64]
 
 
@@ -88,9 +88,8 @@ def split_gaps(targets: Tensor) -> tuple[Tensor, Tensor | None]:
     Fill first, compute, then mask: a NaN that has entered gives NaN gradients. Without gaps the
     second is None.
     """
-    if not math.isnan(
-        float(targets.detach().sum())
-    ):  # the quickest way to see that there is no gap
+    total = float(targets.detach().sum())
+    if not math.isnan(total):  # the quickest way to see that there is no gap
         return targets, None
     gaps = targets.isnan()
     if not gaps.any():

@@ -74,6 +74,11 @@ class Dropout(nn.Module):
 class MLP(nn.Sequential):
     """Linear layers, activations and `Dropout` in turn, as `mlp` builds it, a linear layer last."""
 
+    @property
+    def last(self) -> nn.Module:
+        """The layer that can be silenced."""
+        return self[-1]
+
     def vjp(self, x: Tensor) -> tuple[Tensor, Back]:
         backs = []
         for layer in self:
@@ -152,10 +157,10 @@ def mlp(
     return MLP(*layers, linear_layer(n_in, n_out, generator, bias=False))
 
 
-def silence(network: MLP) -> MLP:
+def silence(network: "MLP | Shaped") -> "MLP | Shaped":
     """Set the last layer to zero: the network is there, and says nothing yet."""
     with torch.no_grad():
-        for parameter in network[-1].parameters():
+        for parameter in network.last.parameters():
             parameter.zero_()
     return network
 
@@ -580,9 +585,8 @@ def build_network(
 ) -> Shaped:
     """One side of a network by the data's shape; silent: it says nothing yet."""
     built: Shaped = getattr(network, side)(n_in, n_out, layers)
-    with torch.no_grad():
-        for parameter in built.last.parameters() if silent else ():
-            parameter.zero_()
+    if silent:
+        silence(built)
     return built
 
 

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from skvae.checks import check_integer
-from skvae.gradients import LOG_VAR_BOUNDS
+from skvae.gradients import LOG_2PI, LOG_VAR_BOUNDS
 
-LOG_2PI = math.log(2 * math.pi)
 SHARE = 0.5  # of the latent's variance that lies between components at the start
 
 

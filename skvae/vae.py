@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skvae.gradients import (
+    LOG_2PI,
     LOG_VAR_BOUNDS,
     clear,
     kl_vjp,
@@ -20,7 +21,6 @@ from skvae.gradients import (
     through_clamp,
 )
 
-LOG_2PI = math.log(2 * math.pi)
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
 
