@@ -17,6 +17,10 @@ parameters, on 2,000 series and 2,000 signals on a graph, other 2,000 held out.
 ``labels``: a logistic regression on the latents of scikit-learn's digits, with labels on 1% and 5%
 of the rows, against PCA and the pixels: everything but the regression is fitted on all rows.
 
+``topics``: 5,000 documents of about 100 words from a vocabulary of 2,000, drawn from a topic model,
+in CSR format: perplexity of 1,000 other documents against scikit-learn's
+`LatentDirichletAllocation` at as many components, and the memory that a fit takes.
+
 Run them with
 
     python -m benchmarks.papers --only iwae --epochs 500 --output papers.md
@@ -31,15 +35,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.special import gammaln, logsumexp
 from sklearn.base import clone
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, LatentDirichletAllocation
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks import markdown_table, publish, versions
 from benchmarks.datasets import _read
+from benchmarks.memory import isolated
+from benchmarks.memory import raised as memory_of
 from skvae import VAETransformer
 from skvae.networks import Graph, TemporalConvolutional
 from skvae.priors import Mixture, Vamp
@@ -253,7 +261,103 @@ def labels(args: argparse.Namespace) -> str:
     return markdown_table(["labels", "features", "accuracy"], rows)
 
 
-PARTS = {"iwae": iwae, "priors": priors, "codes": codes, "shapes": shapes, "labels": labels}
+def documents(n_topics: int, n_documents: int, seed: int) -> tuple[csr_array, NDArray[np.float64]]:
+    """Word counts of a topic model, which the number of topics decides; probabilities of words."""
+    model, random = np.random.default_rng(n_topics), np.random.default_rng([n_topics, seed])
+    words = model.dirichlet(np.full(2_000, 0.05), n_topics)
+    p = random.dirichlet(np.full(n_topics, 0.1), n_documents) @ words
+    return csr_array(random.multinomial(random.poisson(100, n_documents), p)), p
+
+
+def perplexity(log_p: NDArray[np.float64], X: csr_array) -> float:
+    """Of words, from the log-probabilities of documents as sequences of words."""
+    return float(np.exp(-log_p.sum() / X.sum()))
+
+
+def log_orders(X: csr_array) -> NDArray[np.float64]:
+    """Logarithm of the number of sequences that a document's counts stand for."""
+    ways = X.copy().astype(float)
+    ways.data = gammaln(ways.data + 1)
+    return np.asarray(gammaln(X.sum(1) + 1) - ways.sum(1))
+
+
+def log_p_of_lda(
+    lda: LatentDirichletAllocation, X: csr_array, n_points: int = 500
+) -> NDArray[np.float64]:
+    """Log-probability under a topic model by importance sampling: its own bound is far below.
+
+    Points are drawn from the Dirichlet distribution that it gives for each document.
+    """
+    random = np.random.default_rng(0)
+    words = lda.components_ / lda.components_.sum(1, keepdims=True)
+    prior, gamma = (
+        np.full(lda.n_components, lda.doc_topic_prior_),
+        lda.transform(X, normalize=False),
+    )
+
+    def log_density(log_shares: NDArray[np.float64], a: NDArray[np.float64]) -> Any:
+        return gammaln(a.sum()) - gammaln(a).sum() + log_shares @ (a - 1)
+
+    out = np.empty(X.shape[0])
+    for i, own in enumerate(gamma):
+        shares = np.maximum(random.dirichlet(own, n_points), 1e-300)
+        row, logs = X[[i]], np.log(shares)
+        log_p = np.log(shares @ words[:, row.indices]) @ row.data
+        out[i] = logsumexp(log_p + log_density(logs, prior) - log_density(logs, own))
+    return out - np.log(n_points)
+
+
+def memory_of_topics(n_topics: int) -> float:
+    """MiB that a fit adds, after a small one has loaded what is loaded once."""
+    X, _ = documents(n_topics, 5_000, 0)
+    vae = VAETransformer(n_topics, likelihood="multinomial", random_state=0, max_iter=2)
+    clone(vae).fit(X[:200])
+    return memory_of(lambda: vae.fit(X))
+
+
+def topics(args: argparse.Namespace) -> str:
+    """Perplexity of held-out documents, as many components as there are topics."""
+    rows = []
+    for n_topics in (5, 10, 20):
+        for seed in range(args.seeds):
+            X, _ = documents(n_topics, 5_000, 2 * seed)
+            X_test, p = documents(n_topics, 1_000, 2 * seed + 1)
+            truth = perplexity((X_test * np.log(p)).sum(1), X_test)
+            for name, model in {
+                "LDA": LatentDirichletAllocation(n_topics, random_state=seed),
+                "LDA, 100 rounds": LatentDirichletAllocation(
+                    n_topics, max_iter=100, random_state=seed
+                ),
+                "VAE": VAETransformer(n_topics, likelihood="multinomial", random_state=seed),
+            }.items():
+                start = time.perf_counter()
+                model.fit(X)
+                seconds = time.perf_counter() - start
+                if isinstance(model, VAETransformer):
+                    found = perplexity(model.score_samples(X_test) - log_orders(X_test), X_test)
+                    bound = ""
+                else:
+                    found = perplexity(log_p_of_lda(model, X_test), X_test)
+                    bound = f"{model.perplexity(X_test):.1f}"
+                row = [n_topics, seed, name, f"{seconds:.0f}", bound, f"{found:.1f}"]
+                rows.append([*row, f"{truth:.1f}"])
+                print(rows[-1], flush=True)
+    header = ["topics", "seed", "model", "seconds", "its bound", "perplexity", "topics known"]
+    n_bytes = 5_000 * 2_000 * 8 / 2**20
+    return (
+        f"A fit adds {isolated(memory_of_topics, n_topics=10):.0f} MiB; a dense copy of X has "
+        f"{n_bytes:.0f} MiB.\n\n{markdown_table(header, rows)}"
+    )
+
+
+PARTS = {
+    "iwae": iwae,
+    "priors": priors,
+    "codes": codes,
+    "shapes": shapes,
+    "labels": labels,
+    "topics": topics,
+}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 Floats = NDArray[np.float64]
 IN_MEMORY = 2**28  # cells: arrays on disk with more are read a part at a time, 1 GiB of float32
@@ -39,6 +40,11 @@ def is_large(X: Any) -> bool:
     """Whether X lies on disk and is too large to be read as a whole."""
     on_disk = isinstance(X, np.memmap) or is_sliced(X)
     return on_disk and len(X.shape) == 2 and X.shape[0] * X.shape[1] > IN_MEMORY
+
+
+def dense(cells: Any) -> NDArray[Any]:
+    """Part of a matrix as an array, where it is sparse."""
+    return cells.toarray() if issparse(cells) else np.asarray(cells)
 
 
 def column_at(X: Any, j: int) -> Any:
@@ -169,7 +175,8 @@ class Columns:
                     f"fitted as categories of a {self.library} DataFrame. Pass such a DataFrame."
                 )
             at = slice(which.start, which.stop) if isinstance(which, range) else which
-            cells, copy = X[:, at], dtype is None or bool(self.levels) or None
+            cells = dense(X[:, at])
+            copy = dtype is None or bool(self.levels) or None
             T: Floats = np.array(cells, dtype=dtype or np.float64, order="C", copy=copy)
             for i, j in enumerate(which if self.levels else ()):
                 if j in self.levels:
@@ -235,8 +242,8 @@ class Columns:
         if self.library is None:
             found, n_cells = np.empty(0), 0
             size = max(1, PART // X.shape[1])
-            for start in range(0, len(X), size):
-                part = np.asarray(X[start : start + size, j], dtype=np.float64)
+            for start in range(0, X.shape[0], size):
+                part = dense(X[start : start + size, j]).ravel().astype(np.float64)
                 part = part[~np.isnan(part)]
                 found, n_cells = np.union1d(found, part), n_cells + len(part)
             levels = found
@@ -463,6 +470,20 @@ def check_no_dates(X: Any) -> None:
     """
     if isinstance(X, np.ndarray) and X.dtype.kind in "mM":
         _family("X", X.dtype)
+
+
+def check_dense(X: Any, name: str) -> None:
+    """Refuse sparse matrices.
+
+    Raises
+    ------
+    TypeError
+    """
+    if issparse(X):
+        raise TypeError(
+            f"Sparse data was passed for {name}, but gaps need dense data: a cell that a sparse "
+            "matrix leaves out is zero, not missing. Use '.toarray()' to convert it."
+        )
 
 
 def check_no_infinity(cells: Floats, name: str, first_row: int = 0) -> None:

@@ -144,7 +144,7 @@ class VAETransformer(
         reconstruction error is within 2% of PCA's, but no more than 0.25; 0 where ``noise`` is a
         number or some column is neither normal nor Student's t.
     likelihood : {"auto", "gaussian", "student_t", "log_normal", "bernoulli", "categorical", \
-            "poisson", "negative_binomial"} or mapping, default="auto"
+            "poisson", "negative_binomial", "multinomial"} or mapping, default="auto"
         Family of the columns. "auto": by the dtypes of a DataFrame: flags are "bernoulli", text
         and categories "categorical", numbers "gaussian"; arrays are "gaussian". Another name is
         the family of all columns of numbers, and a mapping {column name or index: family} that of
@@ -157,7 +157,9 @@ class VAETransformer(
         - "bernoulli": numbers in [0, 1], the cross-entropy;
         - "categorical": see ``categorical_features``;
         - "poisson", "negative_binomial": counts, the latter with a dispersion learned for each
-          column.
+          column;
+        - "multinomial": counts that share out a row's total among all columns of this family:
+          words of a text, items of a basket. Densities are given that total.
     categorical_features : array-like of bool, int or str, "from_dtype" or None, \
             default="from_dtype"
         Columns that are categorical, beside the text and categories of a DataFrame: a mask, names
@@ -569,7 +571,9 @@ class VAETransformer(
         X = self._validated(X, reset=reset)
         _check_shape(X, self)
         large = columns.is_large(X)
-        weights = _check_weights(sample_weight, 1 if large and sample_weight is None else len(X))
+        weights = _check_weights(
+            sample_weight, 1 if large and sample_weight is None else X.shape[0]
+        )
         if reset:
             counted = X
             if not (large or weights.all()):
@@ -589,7 +593,7 @@ class VAETransformer(
             rows = DistinctRows(self._columns, X, weights, self._check_cells)
         if len(rows.sample) < enough:
             raise ValueError(
-                f"Found array with 1 sample (distinct rows of positive weight, of {len(X)} "
+                f"Found array with 1 sample (distinct rows of positive weight, of {X.shape[0]} "
                 f"given), while a minimum of {enough} is required by VAETransformer."
             )
         return rows
@@ -612,7 +616,9 @@ class VAETransformer(
         columns.check_no_dates(X)
         try:
             # infinities are refused below, where columns have names
-            return validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
+            return validate_data(
+                self, X, reset=reset, dtype=dtypes, accept_sparse="csr", ensure_all_finite=False
+            )
         except ValueError as error:
             what = str(error).splitlines()[0]
             # scikit-learn's messages leave open which column, and how to proceed
@@ -724,7 +730,7 @@ class VAETransformer(
     def _finish(self, fit: Fit, data: Stored | Streamed) -> None:
         """Write the fitted attributes."""
         # means over so many rows say enough
-        targets, weights = data.head(max(DESCRIBED // self.n_features_in_, 1))
+        some = data.head(max(DESCRIBED // self.n_features_in_, 1))
         self._fit = fit
         self.module_: VAE = fit.module
         self._n_features_out = fit.module.n_components
@@ -738,7 +744,8 @@ class VAETransformer(
         self.linear_encoder_ = fit.linear_encoder
         module = self._module(np.dtype(np.float32))  # enough for means over rows
         normal = gaussian_part(module.likelihood)
-        share = weights / weights.sum()
+        size = max(1, WORKSPACE // (8 * width(module)))
+        total = float(some.weights[some.index].sum())
         closed = getattr(module.prior, "kl", None)
         # sums of KL, or of mean, mean^2, variance and log-variance
         sums = torch.zeros(1 if closed else 4, self._n_features_out, dtype=torch.float64)
@@ -747,14 +754,15 @@ class VAETransformer(
             part, normal_columns = normal
             variance[normal_columns] = 0.0
         with torch.no_grad():
-            for rows in slices(len(targets), 8 * width(module), WORKSPACE):
-                mean, log_var = module.posterior(targets[rows])
+            for targets, weights in some.parts(size):
+                share = weights / total
+                mean, log_var = module.posterior(targets)
                 moments = mean, mean.square(), log_var.exp(), log_var
                 each = [closed(mean, log_var)] if closed else moments
-                sums += torch.stack([share[rows] @ cells.double() for cells in each])
+                sums += torch.stack([share @ cells.double() for cells in each])
                 if normal is not None and part.varies:
                     raw = gaussian_raw(module.likelihood, module.decoder(mean))
-                    variance[normal_columns] += share[rows] @ part.log_var(raw).exp().double()
+                    variance[normal_columns] += share @ part.log_var(raw).exp().double()
         kl = sums[0] if closed else _kl_to_normal(*sums)
         self.kl_per_component_ = kl.numpy()
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
@@ -823,7 +831,7 @@ class VAETransformer(
     def _posterior(self, X: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Mean and log-variance of q(z | x) for each row."""
         X, dtype, module = self._prepare(X)
-        mean = np.empty((len(X), self._n_features_out), dtype=dtype)
+        mean = np.empty((X.shape[0], self._n_features_out), dtype=dtype)
         log_var = np.empty_like(mean)
         with torch.no_grad():
             for rows, targets in self._batches(X, dtype, width(module.encoder)):
@@ -911,6 +919,7 @@ class VAETransformer(
             for j in range(T.shape[1]):
                 self._check_cells(j, T[:, j])
         else:
+            columns.check_dense(given, "given")
             T = self._encode(self._prepare(given)[0])
         z, self.effective_sample_size_ = self._resample(T, n_samples, random)
         few = np.flatnonzero(self.effective_sample_size_ < FEW)
@@ -1005,6 +1014,7 @@ class VAETransformer(
         """
         if n_draws is not None:
             check_integer("n_draws", n_draws, 1, "or None")
+        columns.check_dense(X, "X")
         checked, _, _ = self._prepare(X)
         T = self._encode(checked)
         if columns.table_library(X) is None:
@@ -1074,7 +1084,7 @@ class VAETransformer(
         k, m = self._n_features_out, self.n_score_samples
         check_integer("n_score_samples", m, 1)
         points = torch.tensor(_normal_points(m, k, self._score_seed).astype(dtype))
-        out, units = np.empty(len(X), dtype=dtype), np.empty(len(X))
+        out, units = np.empty(X.shape[0], dtype=dtype), np.empty(X.shape[0])
         with torch.no_grad():
             for rows, targets in self._batches(X, dtype, self._points_width(m), units):
                 # so far out that squares overflow: less probable than any number says
@@ -1137,7 +1147,7 @@ class VAETransformer(
         likelihood, d = self.module_.likelihood, self.n_features_in_
         # of an array, so few cells at a time that they stay in the processor's cache
         at_once = ENCODED if columns.table_library(X) is None else BLOCK
-        for block in slices(len(X), d, BLOCK):
+        for block in slices(X.shape[0], d, BLOCK):
             n_rows = block.stop - block.start
             targets = torch.empty(n_rows, d, dtype=_torch_dtype(dtype))
             for part in slices(n_rows, d, at_once):
@@ -1155,6 +1165,7 @@ class VAETransformer(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         return tags
 
 

@@ -13,6 +13,7 @@ from .likelihoods import (
     Gaussian,
     ManyLevels,
     Mixed,
+    Multinomial,
     NegativeBinomial,
     Poisson,
     StudentT,
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Any] = {
     "categorical": Categorical,
     "poisson": Poisson,
     "negative_binomial": NegativeBinomial,
+    "multinomial": Multinomial,
 }
 POSITIVE = float(np.finfo(np.float64).tiny)  # the least that "log_normal" takes
 NORMAL = ("gaussian", "log_normal")  # families that are one `Gaussian`
@@ -97,6 +99,8 @@ def build(
             parts[family] = Categorical(counts)
         elif family in COUNTS:
             parts[family] = _counts(family, rows, group, exposure, dispersions_vary)
+        elif family == "multinomial":
+            parts[family] = _counts(family, rows, group, True, False)
     known = [(part, groups[name]) for name, part in parts.items()]
     for family, (j, *_) in groups.items():
         if family not in parts:
@@ -194,11 +198,13 @@ def _counts(
         varies = (usual > 0).any() and np.nanmax(logs) > np.nanmin(logs)
         # of totals' variation, what the counts' own noise brings is no exposure
         noise = (mean + (family != "poisson") * mean**2 / size).sum() / mean.sum() ** 2
+        if family == "multinomial":  # whose totals are given, and have no noise
+            noise = 0.0
         left = np.sqrt((deviation_of_logs**2 * varies - noise).clip(min=0.0))
         spread = np.concatenate([center, left])
     shift, scale = _statistics(rows, group, lambda which, cells: np.log1p(cells / sizes))
-    if family == "poisson":
-        return Poisson(mean, shift, scale, spread)
+    if family in ("poisson", "multinomial"):
+        return FAMILIES[family](mean, shift, scale, spread)
     return NegativeBinomial(mean, shift, scale, spread, size, dispersions_vary)
 
 

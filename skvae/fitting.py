@@ -38,7 +38,7 @@ from .networks import (
 from .priors import PRIORS, StandardNormal
 from .rows import DistinctRows, Floats, StreamedRows
 from .spread import Sample, SpreadFit
-from .targets import GATHERED, Stored, Streamed
+from .targets import GATHERED, Stored, Streamed, Unread
 from .training import History, Rows, Trainer
 from .vae import VAE
 
@@ -50,6 +50,7 @@ ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard 
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
 WIDE_CELLS = 2**26  # of the rows that the start of wide tables is found from
 SAMPLED = 2**23  # and cells of these
+PART = 2**18  # numbers that an array holds where rows are read for one sum after another
 PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
@@ -233,16 +234,21 @@ class Fit:
         """
         likelihood = self.mean.likelihood if likelihood is None else likelihood
         sample = rows.sample
-        targets = torch.empty(len(sample), rows.n_columns, dtype=F32)
-        units = torch.empty(len(sample), dtype=F64)
+        targets: Any = Unread(sample, likelihood)
+        if not sample.is_sparse:
+            targets = torch.empty(targets.shape, dtype=F32)
+        units, gaps = torch.empty(len(sample), dtype=F64), False
         share = torch.from_numpy(sample.weights / sample.weights.sum())
         for part, T in sample.blocks():
             cells = torch.from_numpy(np.ascontiguousarray(likelihood.standardize(T)))
-            targets[part], units[part] = cells, torch.from_numpy(likelihood.log_unit(T).sum(1))
+            units[part] = torch.from_numpy(likelihood.log_unit(T).sum(1))
+            gaps = gaps or bool(cells.isnan().any())
+            if not sample.is_sparse:
+                targets[part] = cells
             if moments is not None:
                 moments.add(likelihood.embed(cells), share[part])
         weights = torch.from_numpy(sample.weights / sample.weights.mean())
-        stored = Stored(targets, weights, units)
+        stored = Stored(targets, weights, units, gaps)
         return stored if rows is sample else Streamed(rows, likelihood, stored)
 
     def _start(self, rows: AnyRows, generator: torch.Generator) -> Stored | Streamed:
@@ -356,9 +362,12 @@ class Fit:
             return *moments.result(), data
         data = self._read(rows, likelihood)
         # their order is random
-        targets, share = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
-        size = max(1, 2 * GATHERED // likelihood.n_inputs)
-        wide = linear.Wide(lambda: map(likelihood.embed, targets.split(size)), share / share.sum())
+        some = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
+        weights, size = some.weights[some.index], max(1, PART // likelihood.n_inputs)
+        wide = linear.Wide(
+            lambda: (likelihood.embed(targets) for targets, _ in some.parts(size)),
+            weights / weights.sum(),
+        )
         return wide.mean, wide, data
 
     def _linear_model(
@@ -454,7 +463,7 @@ class Fit:
         s, prior, k = self.settings, self.mean.prior, self.settings.n_components
         if hasattr(prior, "start"):
             n_rows = min(PRIOR_ROWS, max(1, SPREAD_CELLS // self.mean.likelihood.n_inputs))
-            targets, _ = data.head(n_rows)
+            targets, _ = data.head(n_rows)[:]
             with torch.no_grad():
                 prior.start(self.mean, targets.to(F64), generator)
             prior.to(F64)
@@ -551,15 +560,15 @@ class Fit:
         return Rows(len(data), read, backward, batch_size)
 
     @staticmethod
-    def _hints(model: VAE, data: Tensor) -> Tensor | None:
+    def _hints(model: VAE, data: Stored) -> Tensor | None:
         """What the gaps of these rows need, found once; None without gaps."""
-        parts = data.split(max(1, GATHERED // model.likelihood.n_inputs))
-        if not any(part.isnan().any() for part in parts):
+        if not data.gaps:
             return None
-        hints = data.new_empty(len(data), 2 * model.n_components)
-        for part, out in zip(parts, hints.split(len(parts[0])), strict=True):
-            out.copy_(model.completion.hints(model.likelihood.embed(part)))
-        return hints
+        device = next(model.parameters()).device
+        parts = data.parts(max(1, GATHERED // model.likelihood.n_inputs))
+        return torch.cat(
+            [model.completion.hints(model.likelihood.embed(part.to(device))) for part, _ in parts]
+        )
 
     def _train_mean(
         self,
@@ -635,11 +644,11 @@ class Fit:
         model, trainer = self._prepare_mean(n_rows, generator, encoder_too)
         evaluate, gains = None, torch.zeros(0)
         if s.early_stopping:
-            others, share = (part.to(s.device) for part in held_out.head(len(held_out)))
+            share = held_out.weights[held_out.index].to(s.device)
             weights = (share / share.sum()).to(F32)
-            hints = self._hints(model, others)
+            hints = self._hints(model, held_out)
             judge = functools.partial(
-                self._judge, model, others, weights, noise.to(s.device), hints
+                self._judge, model, held_out, weights, noise.to(s.device), hints
             )
             gains = -judge()
 
@@ -672,7 +681,7 @@ class Fit:
         self.mean.eval()
 
     def _judge(
-        self, model: VAE, targets: Tensor, share: Tensor, noise: Tensor, hints: Tensor | None
+        self, model: VAE, data: Stored, share: Tensor, noise: Tensor, hints: Tensor | None
     ) -> Tensor:
         """ELBO of held-out rows (n,) under fixed noise (n_draws, n, k); shares sum to one.
 
@@ -680,9 +689,10 @@ class Fit:
         them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
         outweighing all that the mean learns.
         """
-        size = max(1, GATHERED // (len(noise) * width(model)))
+        size = max(1, PART // (len(noise) * width(model)))
         some = itertools.repeat(None) if hints is None else hints.split(size)
-        parts = zip(targets.split(size), noise.split(size, 1), some, strict=False)
+        targets = (part.to(noise.device) for part, _ in data.parts(size))
+        parts = zip(targets, noise.split(size, 1), some, strict=False)
         with torch.no_grad():
             judged = [self._judge_part(model, *part) for part in parts]
         nats, error, n_cells = (torch.cat(each) for each in zip(*judged, strict=True))
@@ -752,7 +762,7 @@ class Fit:
         model = VAE(encoder, spread, likelihood, prior, k, completion).eval()
         n_rows = max(1, min(SPREAD_ROWS, SPREAD_CELLS // model.likelihood.n_inputs))
         samples = train.head(n_rows), (held_out or train).head(n_rows // 8 if held_out else 0)
-        rows, others = (Sample(part, (w / w.sum()).float()) for part, w in samples)
+        rows, others = (Sample(part, (w / w.sum()).float()) for part, w in (x[:] for x in samples))
         excess = self.excess if go_on else None
         part = gaussian_part(model.likelihood)
         assert part is not None

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
-from .columns import missing, table_library
+from .columns import check_dense, missing, table_library
 from .estimator import VAETransformer
 
 
@@ -93,6 +93,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         ValueError, TypeError
             As `VAETransformer.fit`.
         """
+        check_dense(X, "X")
         model = self._model(X).fit(X, sample_weight=sample_weight)
         self.__dict__.pop("feature_names_in_", None)  # an earlier fit's
         self.estimator_: VAETransformer = model
@@ -135,6 +136,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             where ``add_indicator`` says so.
         """
         check_is_fitted(self)
+        check_dense(X, "X")
         if self.estimator_._columns.library is None:
             X = self.estimator_._validated(X, reset=False)
         filled = self.estimator_.impute(X)

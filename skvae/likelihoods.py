@@ -655,7 +655,8 @@ class ManyLevels(nn.Module):
 class Poisson(nn.Module):
     """Counts: ``x_j | z ~ Poisson(exposure * exp(raw_j))``.
 
-    The encoder reads ``log(1 + x / exposure)``, standardised.
+    The encoder reads ``log(1 + x / exposure)``, standardised, clipped at `CLIP` units: of a column
+    that is zero but for few rows, these lie far out.
 
     Parameters
     ----------
@@ -674,6 +675,8 @@ class Poisson(nn.Module):
     support = (0.0, 1e13)  # about the highest rate
     integers = True
     LOG_RATE = (-30.0, 30.0)
+    CLIP = 5.0  # a count that few rows have should not move the latent as far as it lies out
+    DAMPING = 0.02  # the start moves rates below this less than the link's slope says
 
     def __init__(
         self, mean: Floats, shift: Floats, scale: Floats, exposure: Floats | None = None
@@ -709,11 +712,12 @@ class Poisson(nn.Module):
     def embed(self, targets: Tensor) -> Tensor:
         # NaN kept: a missing cell stays missing
         share = targets * (-self.log_exposure(targets)).exp()
-        return (share.log1p() - self.shift) / self.scale
+        return ((share.log1p() - self.shift) / self.scale).clamp_max(self.CLIP)
 
     def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         # d log(1 + x) = x / (1 + x) d log x
-        return self.center.log(), self.scale * (1 + self.center) / self.center
+        slope = (1 + self.center) / self.center.clamp_min(self.DAMPING)
+        return self.center.log(), self.scale * slope
 
     def _log_rate(self, raw: Tensor, log_exposure: Tensor | None) -> Tensor:
         log_rate = raw[..., : self.n_columns]
@@ -829,6 +833,101 @@ class NegativeBinomial(Poisson):
     def _varied(self, rate: Tensor, raw: Tensor, generator: torch.Generator) -> Tensor:
         size = self.log_size(raw).exp().expand(rate.shape).contiguous()
         return rate * torch._standard_gamma(size, generator=generator) / size
+
+
+class Multinomial(Poisson):
+    """Counts that are draws from one distribution: ``x | z ~ Multinomial(total, softmax(raw))``.
+
+    As of words in a text or items in a basket. The density is that of a row's counts given their
+    total, and where cells are missing, given the total of the observed ones: nothing is said about
+    how long a text is. A cell has of the number of orders, ``total! / (x_1! x_2! ...)``, its own
+    part: per count, an equal share of the logarithm of ``total!``.
+
+    What the row's size has to be known for, draws and means of missing cells, takes it from the
+    observed cells and from totals of other rows: log-normal in draws of new rows, with the same
+    mean and variation as a gamma prior on the size otherwise.
+
+    Parameters
+    ----------
+    mean, shift, scale
+        As for `Poisson`.
+    exposure : ndarray of shape (2,)
+        Mean and standard deviation of the logarithm of a row's total, in units of the usual one.
+
+    References
+    ----------
+    Liang, Krishnan, Hoffman and Jebara, "Variational Autoencoders for Collaborative Filtering",
+    WWW 2018.
+    """
+
+    def __init__(self, mean: Floats, shift: Floats, scale: Floats, exposure: Floats) -> None:
+        super().__init__(mean, shift, scale, exposure)
+        self.log_total, self.spread_of_log_total = (float(part) for part in exposure)
+
+    def _log_p(self, raw: Tensor, observed: Tensor | None) -> Tensor:
+        """Log-probabilities among the observed cells, zero elsewhere: (..., n_columns)."""
+        if observed is None:
+            return raw.log_softmax(-1)
+        inside = observed > 0
+        # not -inf: a row without any cell would have NaN
+        log_total = raw.masked_fill(~inside, -1e30).logsumexp(-1, keepdim=True)
+        return _masked(raw - log_total, observed)
+
+    def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
+        counts, observed = split_gaps(targets.double())
+        log_p = self._log_p(raw.double(), observed)
+        total = counts.sum(-1, keepdim=True)
+        each = torch.lgamma(total + 1) / total.clamp_min(1.0)
+        return (counts * (log_p + each) - torch.lgamma(counts + 1)).to(raw)
+
+    def nll_vjp(self, raw: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        counts, observed = split_gaps(targets)
+        log_p = self._log_p(raw, observed)
+        total = counts.sum(-1)
+        ways = torch.lgamma(total + 1)
+        several = counts > 1  # most cells of a row are 0 or 1, whose factorial is 1
+        rows = several.nonzero()[:, 0]
+        ways.index_add_(0, rows, torch.lgamma(counts[several] + 1), alpha=-1)
+        nll = -(weights @ ((counts * log_p).sum(-1) + ways))
+        p = _masked(log_p.exp_(), observed)
+        to_raw = p.mul_(total[:, None]).sub_(counts).mul_(weights[:, None])
+        return nll, to_raw
+
+    def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
+        # information total * (diag(p) - p p'), as for `Categorical`
+        counts, observed = split_gaps(targets)
+        p = _masked(self._log_p(raw, observed).exp(), observed)[:, None]  # (n, 1, n_columns)
+        center = (p * jacobian).sum(-1, keepdim=True)
+        return (jacobian - center) * (counts.sum(-1)[:, None, None] * p).sqrt()
+
+    def _size(self, p: Tensor, targets: Tensor | None) -> Tensor:
+        """Expected total of a row over all columns, given its observed cells: (..., 1)."""
+        usual = self.center.sum()
+        if targets is None:
+            return usual.expand(*p.shape[:-1], 1)
+        counts, observed = split_gaps(targets)
+        seen = p if observed is None else p * observed
+        # gamma prior of the usual mean: of shape infinity where all totals are the same
+        shape = 1 / max(math.expm1(self.spread_of_log_total**2), 1e-9)
+        return (shape + counts.sum(-1, keepdim=True)) / (shape / usual + seen.sum(-1, keepdim=True))
+
+    def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
+        p = raw.softmax(-1)
+        return p * self._size(p, targets)
+
+    def sample(
+        self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        p = raw.softmax(-1)
+        if targets is not None:  # the missing cells of a row whose observed ones are known
+            return torch.poisson(p * self._size(p, targets), generator)
+        noise = torch.randn((*raw.shape[:-1], 1), generator=generator, dtype=raw.dtype)
+        total = self.center.sum() * (self.log_total + self.spread_of_log_total * noise).exp()
+        random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        shares = p.double().numpy()
+        shares /= shares.sum(-1, keepdims=True)  # numpy refuses what rounding leaves above 1
+        drawn = random.multinomial(total.round()[..., 0].long().numpy(), shares)
+        return torch.from_numpy(drawn).to(raw.dtype)
 
 
 Likelihood = Gaussian | StudentT | Bernoulli | Categorical | ManyLevels | Poisson

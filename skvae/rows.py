@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 Floats = NDArray[np.float64]
 SUMMED = 4096  # rows at a time in sums: temporary arrays stay small
@@ -34,12 +35,15 @@ class DistinctRows:
     schema : Columns
         How X becomes T: ``encode(X, which)`` and ``take(X, rows)``.
     X : table or matrix of shape (n_rows, n_columns)
+        A sparse one in CSR format.
     weights : ndarray of shape (n_rows,)
     check : callable, default=None
         ``check(j, cells)`` of each column before anything else, in X's own order; may raise.
 
     Attributes
     ----------
+    is_sparse : bool
+        Whether X is.
     weights : ndarray of shape (len(self),)
         Summed over equal rows.
 
@@ -65,6 +69,9 @@ class DistinctRows:
         check: Callable[[int, Floats], None] | None = None,
     ) -> None:
         self.schema, self.X, self.n_columns = schema, X, X.shape[1]
+        self.is_sparse = issparse(X)
+        # columns of CSR can only be found by reading all of it
+        self._by_column = X.tocsc() if self.is_sparse else X
         kept = np.flatnonzero(weights > 0)
         key, weights = self._keys(kept, check), weights[kept]
         order = np.argsort(key, kind="stable")
@@ -81,15 +88,16 @@ class DistinctRows:
 
     def column_blocks(self, which: Sequence[int]) -> Iterator[Sequence[int]]:
         """These columns, as many at a time as a block may hold."""
-        size = max(1, BLOCK // max(len(self.X), 1))
+        size = max(1, BLOCK // max(self.X.shape[0], 1))
         for start in range(0, len(which), size):
             yield which[start : start + size]
 
     def columns(self, which: Sequence[int]) -> Floats:
         """Whole columns of T: (n_rows, len(which))."""
-        return np.asfortranarray(_canonical(self.schema.encode(self.X, which))[self._order])
+        cells = _canonical(self.schema.encode(self._by_column, which))
+        return np.asfortranarray(cells[self._order])
 
-    def block(self, rows: slice) -> Floats:
+    def block(self, rows: slice | NDArray[np.intp]) -> Floats:
         """Some rows of T: (len, n_columns)."""
         return self._read(self._order[rows])
 
@@ -117,7 +125,7 @@ class DistinctRows:
         """A hash of each of these rows of X; columns are checked on the way."""
         key = np.zeros(len(kept), dtype=np.uint64)
         for which in self.column_blocks(range(self.n_columns)):
-            cells = np.asfortranarray(_canonical(self.schema.encode(self.X, which)))
+            cells = np.asfortranarray(_canonical(self.schema.encode(self._by_column, which)))
             for j, column in zip(which, cells.T, strict=True):
                 if check is not None:
                     check(j, column)

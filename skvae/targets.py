@@ -1,13 +1,14 @@
 """The rows that a model is trained on, as its likelihood sees them: in memory, or read when needed.
 
-Both kinds say how many rows they are, split some off, and give a `reader`: what yields an epoch's
-rows in random order, as float32 targets and weights.
+`Stored` and `Streamed` say how many rows they are, split some off, and give a `reader`: what yields
+an epoch's rows in random order, as float32 targets and weights.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,41 @@ WINDOW = 2**24  # cells of a stream that are in memory, and in random order, at 
 
 # targets (n, n_columns), weights (n,), and, where cells are missing, hints (n, 2 * n_components)
 Reader = Callable[[], Iterator[tuple[Tensor, ...]]]
-# from targets to hints; None without gaps
-Hints = Callable[[Tensor], Tensor | None]
+# from rows to hints, (n_rows, 2 * n_components); None without gaps
+Hints = Callable[["Stored"], Tensor | None]
+
+
+class Unread:
+    """Targets of rows of a sparse matrix: dense only where they are read.
+
+    Indexed like the tensor that they would be.
+
+    Parameters
+    ----------
+    rows : DistinctRows
+    likelihood : Module
+    device : str, default="cpu"
+        Of what is read.
+    """
+
+    def __init__(self, rows: Any, likelihood: Any, device: str = "cpu") -> None:
+        self.rows, self.likelihood, self.device = rows, likelihood, device
+        self.shape = len(rows), rows.n_columns
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Tensor) -> Tensor:
+        targets = self.likelihood.standardize(self.rows.block(at.cpu().numpy()))
+        return torch.from_numpy(targets).to(self.device, torch.float32)
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """Rows: dim is 0."""
+        return self[index]
+
+    def to(self, device: str) -> "Unread":
+        """The same, read to this device."""
+        return Unread(self.rows, self.likelihood, device)
 
 
 class Stored:
@@ -27,24 +61,44 @@ class Stored:
 
     Parameters
     ----------
-    targets : Tensor of shape (n_stored, n_columns)
+    targets : Tensor of shape (n_stored, n_columns), or Unread
         Standardised, float32, NaN where a cell is missing.
     weights : Tensor of shape (n_stored,)
     units : Tensor of shape (n_stored,)
         Nats that original units cost each row.
+    gaps : bool
+        Whether cells are missing.
     index : Tensor of shape (n_rows,), default=None
         Which of these rows are meant; all without it.
     """
 
     def __init__(
-        self, targets: Tensor, weights: Tensor, units: Tensor, index: Tensor | None = None
+        self,
+        targets: Tensor | Unread,
+        weights: Tensor,
+        units: Tensor,
+        gaps: bool,
+        index: Tensor | None = None,
     ) -> None:
-        self.targets, self.weights, self.units = targets, weights, units
-        self.some = index is not None
+        self.targets, self.weights, self.units, self.gaps = targets, weights, units, gaps
         self.index = torch.arange(len(targets)) if index is None else index
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __getitem__(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Targets and weights of some of the rows."""
+        at = self.index[rows]
+        return self.targets[at], self.weights[at]
+
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Targets and weights of all rows, so many at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def chosen(self, index: Tensor) -> "Stored":
+        """Some of the rows that are stored."""
+        return Stored(self.targets, self.weights, self.units, self.gaps, index)
 
     @property
     def unit(self) -> float:
@@ -55,29 +109,26 @@ class Stored:
     def split(self, n_rows: int, generator: torch.Generator) -> tuple["Stored", "Stored"]:
         """The rows but for so many random ones, and these."""
         order = self.index[torch.randperm(len(self), generator=generator)]
-        parts = order[n_rows:], order[:n_rows]
-        one, two = (Stored(self.targets, self.weights, self.units, part) for part in parts)
-        return one, two
+        return self.chosen(order[n_rows:]), self.chosen(order[:n_rows])
 
-    def head(self, n_rows: int) -> tuple[Tensor, Tensor]:
-        """Targets and weights of the first rows: of a random order, where rows come in one."""
-        index = self.index[:n_rows] if self.some else slice(n_rows)  # no copy of what is whole
-        return self.targets[index], self.weights[index]
+    def head(self, n_rows: int) -> "Stored":
+        """The first rows: of a random order, where rows come in one."""
+        return self.chosen(self.index[:n_rows])
 
     def reader(
         self, batch_size: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
     ) -> Reader:
-        targets = self.targets.to(device)
-        tensors = [targets, self.weights.to(device, torch.float32)]
-        if (found := hints(targets)) is not None:  # they depend on nothing that is trained
-            tensors.append(found)
+        targets, weights = self.targets.to(device), self.weights.to(device, torch.float32)
+        hinted = hints(self)  # they depend on nothing that is trained
         index, at_once = self.index.to(device), GATHERED // max(targets.shape[1], drawn)
 
         def read() -> Iterator[tuple[Tensor, ...]]:
             for order in shuffled(len(self), batch_size, generator, at_once):
-                at = index[order.to(device)]
+                order = order.to(device)
+                at = index[order]
                 # several times as fast as tensor[at] where rows are short
-                yield tuple(tensor.index_select(0, at) for tensor in tensors)
+                batch = targets.index_select(0, at), weights.index_select(0, at)
+                yield batch if hinted is None else (*batch, hinted.index_select(0, order))
 
         return read
 
@@ -130,10 +181,10 @@ class Streamed:
         rest = Streamed(self.rows, self.likelihood, self.sample, order[n_chunks:])
         found = self._read(order[:n_chunks], True)
         mixed = torch.randperm(len(found), generator=generator)
-        return rest, Stored(found.targets, found.weights, found.units, mixed)
+        return rest, found.chosen(mixed)
 
-    def head(self, n_rows: int) -> tuple[Tensor, Tensor]:
-        """Targets and weights of some of the sample."""
+    def head(self, n_rows: int) -> Stored:
+        """Some of the sample."""
         return self.sample.head(n_rows)
 
     def reader(
@@ -154,13 +205,14 @@ class Streamed:
         targets = torch.empty(n_rows, self.rows.n_columns)
         weights = torch.ones(n_rows, dtype=torch.float64)
         units = torch.zeros(n_rows, dtype=torch.float64)
-        end = 0
+        end, gaps = 0, False
         for start, stop in parts:
             at, end = slice(end, end + stop - start), end + stop - start
             T = self.rows.block(start, stop)
+            gaps = gaps or bool(np.isnan(T).any())
             targets[at] = torch.from_numpy(self.likelihood.standardize(T))
             if with_units:
                 units[at] = torch.from_numpy(self.likelihood.log_unit(T).sum(1))
             if self.rows.weights is not None:
                 weights[at] = torch.from_numpy(self.rows.weights[start:stop])
-        return Stored(targets, weights, units)
+        return Stored(targets, weights, units, gaps)

@@ -158,7 +158,7 @@ BAD_DATA = {
     "no columns": (X[:, :0], ValueError, "0 feature(s) (shape=(150, 0))"),
     "text": (with_cell("long", object), ValueError, "to float: 'long'. Arrays hold numbers"),
     "complex": (X + 2j, ValueError, "Complex data not supported. Pass both parts as columns"),
-    "sparse": (sparse.csr_array(X), TypeError, "dense data is required. Use '.toarray()'"),
+    "sparse inf": (sparse.csr_array(with_cell(np.inf)), ValueError, "Column 2 of X holds inf (row"),
     "one dimension": (X[0], ValueError, "Expected 2D array, got 1D array instead"),
     "three dimensions": (X[None], ValueError, "Found array with dim 3"),
 }

@@ -8,6 +8,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn
+from scipy.sparse import issparse
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
@@ -36,11 +37,29 @@ def tiny_network(n_in, n_out):
     return nn.Sequential(nn.Linear(n_in, 4), nn.Tanh(), nn.Linear(4, n_out))
 
 
+def cell_by_cell(function, X):
+    """The function of each cell, of a sparse matrix of those that it holds."""
+    if not issparse(X):
+        return function(X)
+    X = X.copy()
+    X.data = function(X.data)
+    return X
+
+
 class Squashed(VAETransformer):
     """Carries any data into [0, 1] first, cell by cell, so that it suits a Bernoulli model."""
 
     def _validated(self, X, reset):
-        return 0.5 + np.arctan(super()._validated(X, reset)) / np.pi
+        X = super()._validated(X, reset)
+        return cell_by_cell(lambda cells: 0.5 + np.arctan(cells) / np.pi, X)
+
+
+class Counted(VAETransformer):
+    """Makes counts of any data first, so that it suits a multinomial model."""
+
+    def _validated(self, X, reset):
+        X = super()._validated(X, reset)
+        return cell_by_cell(lambda cells: np.minimum(np.rint(5 * np.abs(cells)), 1e12), X)
 
 
 def instances():
@@ -53,6 +72,8 @@ def instances():
     yield quick(random_state=None, encoder=tiny_network, decoder=tiny_network)
     bernoulli = quick(random_state=None, likelihood="bernoulli")
     yield Squashed(**bernoulli.get_params())
+    multinomial = quick(random_state=None, likelihood="multinomial")
+    yield Counted(**multinomial.get_params())
 
 
 def imputers():

@@ -86,13 +86,13 @@ def stream(array=X, weights=None):
     rows = streamed(array, weights)
     sample = rows.sample.block(slice(None))
     ones = torch.ones(len(sample), dtype=torch.float64)
-    stored = Stored(torch.from_numpy(sample).float(), ones, 2 * ones)
+    stored = Stored(torch.from_numpy(sample).float(), ones, 2 * ones, gaps=False)
     return Streamed(rows, Identity(), stored)
 
 
 def epoch(data, seed=0, batch_size=16):
     generator = torch.Generator().manual_seed(seed)
-    read = data.reader(batch_size, generator, "cpu", lambda targets: None)
+    read = data.reader(batch_size, generator, "cpu", lambda rows: None)
     return [torch.cat(part) for part in zip(*read(), strict=True)]
 
 
@@ -176,7 +176,7 @@ def test_no_more_than_a_window_is_read_at_once():
     source = Slices(X)
     data = stream(source)
     source.read.clear()
-    read = data.reader(16, torch.Generator().manual_seed(0), "cpu", lambda targets: None)
+    read = data.reader(16, torch.Generator().manual_seed(0), "cpu", lambda rows: None)
     parts = read()
     next(parts)
     assert sum(source.read) <= 2_048
@@ -188,7 +188,7 @@ def test_no_more_than_a_window_is_read_at_once():
 def test_hints_belong_to_their_rows():
     data = stream()
     generator = torch.Generator().manual_seed(0)
-    read = data.reader(16, generator, "cpu", lambda targets: targets.square())
+    read = data.reader(16, generator, "cpu", lambda rows: rows[:][0].square())
     for targets, _, hints in read():
         assert torch.equal(hints, targets.square())
 
@@ -197,7 +197,7 @@ def test_held_out_rows_are_not_trained_on():
     data = stream()
     train, held_out = data.split(300, torch.Generator().manual_seed(0))
     assert 250 < len(held_out) < 350
-    targets, weights = held_out.head(len(held_out))
+    targets, weights = held_out[:]
     assert (weights == 1.0).all() and held_out.unit == 1.0  # four times a quarter of a nat
     both = torch.cat([epoch(train)[0], targets]).numpy()
     assert len(train) == N_ROWS - len(held_out)
@@ -208,7 +208,7 @@ def test_held_out_rows_are_not_trained_on():
     assert data.unit == train.unit == 2.0  # the sample's
     # chunks of rows from everywhere, and in no order
     ordered = np.repeat(np.arange(3000.0)[:, None], 4, axis=1)
-    found = stream(ordered).split(300, torch.Generator().manual_seed(0))[1].head(40)[0][:, 0]
+    found = stream(ordered).split(300, torch.Generator().manual_seed(0))[1][:40][0][:, 0]
     assert found.max() - found.min() > 1500 and (found.diff().abs() > 32).sum() > 25
 
 
@@ -217,7 +217,7 @@ def test_chunks_that_do_not_count_are_not_held_out():
     weights[64:320] = 1.0  # eight chunks of 32
     train, held_out = stream(X, weights).split(60, torch.Generator().manual_seed(0))
     assert len(train) + len(held_out) == 256
-    assert held_out.head(99)[1].min() > 0
+    assert held_out[:99][1].min() > 0
     weights[96:] = 0.0
     with pytest.raises(ValueError, match="a stretch of 32 rows"):
         stream(X, weights).split(60, torch.Generator())
