@@ -745,7 +745,7 @@ class VAETransformer(
         module = self._module(np.dtype(np.float32))  # enough for means over rows
         normal = gaussian_part(module.likelihood)
         size = max(1, WORKSPACE // (8 * width(module)))
-        total = float(some.weights[some.index].sum())
+        shares = some.share.split(size)
         closed = getattr(module.prior, "kl", None)
         # sums of KL, or of mean, mean^2, variance and log-variance
         sums = torch.zeros(1 if closed else 4, self._n_features_out, dtype=torch.float64)
@@ -754,8 +754,7 @@ class VAETransformer(
             part, normal_columns = normal
             variance[normal_columns] = 0.0
         with torch.no_grad():
-            for targets, weights in some.parts(size):
-                share = weights / total
+            for (targets, _), share in zip(some.parts(size), shares, strict=True):
                 mean, log_var = module.posterior(targets)
                 moments = mean, mean.square(), log_var.exp(), log_var
                 each = [closed(mean, log_var)] if closed else moments

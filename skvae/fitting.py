@@ -363,11 +363,8 @@ class Fit:
         data = self._read(rows, likelihood)
         # their order is random
         some = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
-        weights, size = some.weights[some.index], max(1, PART // likelihood.n_inputs)
-        wide = linear.Wide(
-            lambda: (likelihood.embed(targets) for targets, _ in some.parts(size)),
-            weights / weights.sum(),
-        )
+        size = max(1, PART // likelihood.n_inputs)
+        wide = linear.Wide(lambda: (likelihood.embed(t) for t, _ in some.parts(size)), some.share)
         return wide.mean, wide, data
 
     def _linear_model(
@@ -644,8 +641,7 @@ class Fit:
         model, trainer = self._prepare_mean(n_rows, generator, encoder_too)
         evaluate, gains = None, torch.zeros(0)
         if s.early_stopping:
-            share = held_out.weights[held_out.index].to(s.device)
-            weights = (share / share.sum()).to(F32)
+            weights = held_out.share.to(s.device, F32)
             hints = self._hints(model, held_out)
             judge = functools.partial(
                 self._judge, model, held_out, weights, noise.to(s.device), hints

@@ -101,6 +101,12 @@ class Stored:
         return Stored(self.targets, self.weights, self.units, self.gaps, index)
 
     @property
+    def share(self) -> Tensor:
+        """The rows' shares of their weight: they sum to one."""
+        weights = self.weights[self.index]
+        return weights / weights.sum()
+
+    @property
     def unit(self) -> float:
         """Nats that original units cost these rows, on average."""
         weights = self.weights[self.index]
