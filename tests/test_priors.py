@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from skvae import VAETransformer
 from skvae.priors import Mixture, StandardNormal, Vamp
 
 F64 = torch.float64
@@ -246,3 +247,49 @@ def test_numbers_of_components_that_cannot_be(make, value):
     with pytest.raises((ValueError, TypeError), match=r"n_components must be an integer") as error:
         make(n_components=value)
     assert repr(value) in str(error.value)
+
+
+# ---------------------------------------------------------------- a flow of another library
+
+
+class Flow(torch.nn.Module):
+    """A prior made of zuko's neural spline flow."""
+
+    def __init__(self, n_components):
+        super().__init__()
+        zuko = pytest.importorskip("zuko")
+        self.n_components = n_components
+        self.flow = zuko.flows.NSF(n_components, transforms=2, hidden_features=(16, 16))
+
+    def log_prob(self, z):
+        return self.flow().log_prob(z)
+
+    def sample(self, n_samples, generator, dtype):
+        noise = torch.randn(n_samples, self.n_components, generator=generator, dtype=dtype)
+        return self.flow().transform.inv(noise)
+
+
+@pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning")
+def test_a_flow_is_a_prior():
+    """Trained with the model, drawn from, and the density's integral is one."""
+    pytest.importorskip("zuko")
+    random = np.random.default_rng(0)
+    angle = random.uniform(0, 2 * np.pi, 600)
+    X = np.column_stack([np.cos(angle), np.sin(angle)]) @ [[1, 0, 1, 1], [0, 1, 1, -1]]
+    X += 0.05 * random.normal(size=X.shape)
+    options = {"hidden_layer_sizes": (32,), "noise": "homoscedastic", "max_iter": 200}
+    normal = VAETransformer(2, random_state=0, **options).fit(X)
+    flow = VAETransformer(2, random_state=0, prior=Flow, **options).fit(X)
+    assert flow.score(X) > normal.score(X) + 0.4  # a ring is far from a normal distribution
+    prior = flow.module_.prior
+    axis = torch.linspace(-8, 8, 801, dtype=F64)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        mass = prior.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2
+        assert float(mass) == pytest.approx(1.0, abs=1e-2)
+    drawn = flow.sample(2_000, random_state=0)
+    np.testing.assert_array_equal(drawn, flow.sample(2_000, random_state=0))
+    for moment in (drawn.mean(0), X.mean(0)), (np.cov(drawn.T), np.cov(X.T)):
+        np.testing.assert_allclose(*moment, atol=0.1)
+    given = flow.sample(20, given={0: 1.0}, random_state=0)
+    assert np.abs(given[:, 1]).mean() < 0.4
