@@ -133,7 +133,9 @@ class VAETransformer(
         one per column (of categories one per level, a few numbers beyond 64 levels); parameters
         have after these one more, for the spread, per Gaussian column with
         ``noise="heteroscedastic"`` and per negative binomial column with that or "auto". The
-        linear path is added to yours, which enters through a gate that starts at zero.
+        linear path is added to yours, which says nothing at first: of a function's network the last
+        linear layer, or that of each of two heads, starts at zero. Where that does not silence it,
+        and of a module, which may have been trained, the output passes a gate that starts at zero.
     init : {"linear", "random"}, default="linear"
         "linear" starts at the solution of the linear model, "random" at random weights.
     precision_power : float in [0, 1] or "auto", default="auto"

@@ -33,6 +33,7 @@ from .networks import (
     linear_layer,
     mlp,
     silence,
+    silence_fresh,
     width,
 )
 from .priors import PRIORS, StandardNormal
@@ -440,7 +441,9 @@ class Fit:
                 f"{side} must map (n, {n_in}) to (n, {n_out}), but (2, {n_in}) became {shape}, "
                 f"expected (2, {n_out})."
             )
-        return network_own, s.init == "linear", False
+        fresh = not isinstance(own, nn.Module)  # and nothing that it has learned can be lost
+        gate = s.init == "linear" and not (fresh and silence_fresh(network_own, n_in))
+        return network_own, gate, False
 
     def _prior(self, generator: torch.Generator) -> nn.Module:
         """The prior, not started yet."""

@@ -10,6 +10,7 @@ module.vjp(x)``, where ``back(grad, True)`` sets the gradients of the parameters
 gradient with respect to x. What ``back(grad, False)`` returns is of no use.
 """
 
+import copy
 import functools
 import itertools
 import math
@@ -163,6 +164,25 @@ def silence(network: "MLP | Shaped") -> "MLP | Shaped":
         for parameter in network.last.parameters():
             parameter.zero_()
     return network
+
+
+def silence_fresh(network: nn.Module, n_in: int) -> bool:
+    """Set the last linear layer of a user's new network to zero, or the last two, if of two heads.
+
+    Returns whether that silences the network, in evaluation mode; if not, it is as it was.
+    """
+    x = torch.randn(2, n_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)][:-3:-1]
+    before = copy.deepcopy([layer.state_dict() for layer in layers])
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.parameters():
+                parameter.zero_()
+            if not network(x).any():
+                return True
+        for layer, state in zip(layers, before, strict=True):
+            layer.load_state_dict(state)
+    return False
 
 
 class WithLinear(nn.Module):

@@ -14,6 +14,7 @@ from skvae.networks import (
     linear_layer,
     mlp,
     silence,
+    silence_fresh,
 )
 
 F64 = torch.float64
@@ -295,3 +296,45 @@ def test_the_vjp_drops_what_forward_drops(dropping):
 def test_gradients_are_left_to_autograd_unless_the_network_is_ours():
     assert WithLinear(randn(2, 3), randn(2), net()).vjp is None
     assert WithLinear(randn(2, 3), randn(2), net(), closed_form=True).vjp is not None
+
+
+# ---------------------------------------------------------------- networks of users
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.mean, self.log_var = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        hidden = self.body(x).tanh()
+        return torch.cat([self.mean(hidden), self.log_var(hidden)], -1)
+
+
+def weights_of(network):
+    return [p.detach().clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("make, n_zero", [(net, 1), (Heads, 2)])
+def test_a_fresh_network_is_silenced_by_its_last_layers(make, n_zero):
+    network = make().to(F64)
+    before = weights_of(network)
+    assert silence_fresh(network, 3)
+    assert not network(randn(5, 3, seed=1)).any()
+    changed = [not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
+    assert sum(changed) == 2 * n_zero - (make is net)  # the last layer of `mlp` has no bias
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Linear(3, 4), nn.Sigmoid()),
+        nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.Softplus()),
+        nn.Sequential(nn.Tanh(), nn.Softmax(-1)),
+    ],
+)
+def test_what_zeros_do_not_silence_stays_as_it_was(network):
+    before = weights_of(network.to(F64))
+    assert not silence_fresh(network, 3)
+    for one, other in zip(before, network.parameters(), strict=True):
+        assert torch.equal(one, other)
