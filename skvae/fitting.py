@@ -235,21 +235,19 @@ class Fit:
         """
         likelihood = self.mean.likelihood if likelihood is None else likelihood
         sample = rows.sample
-        targets: Any = Unread(sample, likelihood)
-        if not sample.is_sparse:
-            targets = torch.empty(targets.shape, dtype=F32)
+        kept = None if sample.is_sparse else torch.empty(len(sample), rows.n_columns, dtype=F32)
         units, gaps = torch.empty(len(sample), dtype=F64), False
         share = torch.from_numpy(sample.weights / sample.weights.sum())
         for part, T in sample.blocks():
             cells = torch.from_numpy(np.ascontiguousarray(likelihood.standardize(T)))
             units[part] = torch.from_numpy(likelihood.log_unit(T).sum(1))
             gaps = gaps or bool(cells.isnan().any())
-            if not sample.is_sparse:
-                targets[part] = cells
+            if kept is not None:
+                kept[part] = cells
             if moments is not None:
                 moments.add(likelihood.embed(cells), share[part])
         weights = torch.from_numpy(sample.weights / sample.weights.mean())
-        stored = Stored(targets, weights, units, gaps)
+        stored = Stored(Unread(sample, likelihood) if kept is None else kept, weights, units, gaps)
         return stored if rows is sample else Streamed(rows, likelihood, stored)
 
     def _start(self, rows: AnyRows, generator: torch.Generator) -> Stored | Streamed:
