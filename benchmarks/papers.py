@@ -6,6 +6,9 @@ anew in each epoch, log-likelihood of the test images, drawn once, by 5,000 impo
 Published after 3,280 epochs in batches of 20: -86.76 nats with one sample, -85.54 with 5, -84.78
 with 50.
 
+``start``: the first epochs of that network, from the linear start and from random weights; saves a
+picture.
+
 ``priors``: the same network with a mixture and a VampPrior as its prior, at equal epochs.
 
 ``codes``: MNIST at 2, 10 and 32 components, default settings: error per pixel and accuracy of five
@@ -51,6 +54,7 @@ from benchmarks import markdown_table, publish, versions
 from benchmarks.datasets import _read
 from benchmarks.memory import isolated
 from benchmarks.memory import raised as memory_of
+from benchmarks.plots import curves
 from skvae import VAETransformer
 from skvae.networks import Convolutional, Graph, TemporalConvolutional
 from skvae.priors import Mixture, Vamp
@@ -141,6 +145,25 @@ def iwae(args: argparse.Namespace) -> str:
         [*HEADER, "published, 3,280 epochs"],
         [[*row, other] for row, other in zip(rows, published, strict=True)],
     )
+
+
+def start(args: argparse.Namespace) -> str:
+    """Test images' log-likelihood before the first epoch and after each of the first ten."""
+    X, test = images()
+    shown, epochs, lines = drawn(test, 0)[:CURVE_ROWS], list(range(11)), {}
+    for init in ("linear", "random"):
+        vae = burda(init=init, max_iter=0).fit(drawn(X[: args.rows], 1))
+        nats = [log_likelihood(vae, shown, CURVE_POINTS)]
+        for epoch in epochs[1:]:
+            vae.partial_fit(drawn(X[: args.rows], epoch))
+            nats.append(log_likelihood(vae, shown, CURVE_POINTS))
+        lines[f"{init} start"] = epochs, nats
+        print(init, np.round(nats, 2).tolist(), flush=True)
+    later = {label: (x[1:], y[1:]) for label, (x, y) in lines.items()}
+    panels = {"test log-likelihood, nats": lines, "the same, from the first epoch on": later}
+    curves(args.picture, "Two starts of the network of Burda et al.", "epochs", panels, log=False)
+    rows = [[label, *(f"{value:.2f}" for value in y)] for label, (_, y) in lines.items()]
+    return markdown_table(["epoch", *map(str, epochs)], rows)
 
 
 def priors(args: argparse.Namespace) -> str:
@@ -377,6 +400,7 @@ def topics(args: argparse.Namespace) -> str:
 
 PARTS = {
     "iwae": iwae,
+    "start": start,
     "priors": priors,
     "codes": codes,
     "bits": bits,
@@ -393,6 +417,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=500)
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 5], help="of `iwae`")
     parser.add_argument("--components", type=int, nargs="+", default=[2, 10, 32], help="of `codes`")
+    parser.add_argument("--picture", type=Path, default=Path("start.png"), help="of `start`")
     parser.add_argument("--every", type=int, default=25, help="epochs between points of a curve")
     parser.add_argument("--rows", type=int, default=60_000, help="training images")
     parser.add_argument("--test-rows", type=int, default=TABLE_ROWS)

@@ -408,6 +408,9 @@ class Bernoulli(nn.Module):
 
     support = (0.0, 1.0)
     integers = False
+    DAMPING = (
+        0.02  # the start moves columns whose variance is below less than the link's slope says
+    )
 
     def __init__(self, probability: Floats) -> None:
         super().__init__()
@@ -432,7 +435,7 @@ class Bernoulli(nn.Module):
 
     def start(self, noise: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         # x is about p + p (1 - p) * (raw - logit p): the link's slope
-        return self.center.logit(), 1 / self.spread
+        return self.center.logit(), self.spread / self.spread.square().clamp_min(self.DAMPING)
 
     def log_prob(self, raw: Tensor, targets: Tensor) -> Tensor:
         targets, observed = split_gaps(targets)

@@ -1052,6 +1052,19 @@ def test_inputs_move_as_the_start_says(name):
     torch.testing.assert_close(moved, torch.eye(d, dtype=F64), rtol=1e-9, atol=1e-9)
 
 
+def test_the_start_moves_rare_columns_less():
+    """A link's slope at a rare column is so steep that a step of the latent would be absurd."""
+    rare = np.array([0.001, 0.005, 0.3])
+    p = torch.tensor(rare)
+    _, slope = Bernoulli(rare).start(torch.ones(3), torch.zeros(3))
+    spread = (p * (1 - p)).sqrt()
+    torch.testing.assert_close(slope, torch.cat([spread[:2] / 0.02, 1 / spread[2:]]))
+    scale = np.array([0.03, 0.06, 0.4])
+    _, slope = Poisson(rare, 0 * rare, scale).start(torch.ones(3), torch.zeros(3))
+    expected = scale * (1 + rare) / np.array([0.02, 0.02, 0.3])
+    np.testing.assert_allclose(slope, expected, rtol=1e-12)
+
+
 def test_the_start_takes_over_the_linear_models_noise():
     noise, mean = torch.tensor([0.2, 0.5, 0.8], dtype=F64), torch.tensor([0.1, -0.2, 0.3])
     likelihood = Gaussian(np.zeros(3), np.ones(3), torch.zeros(3, dtype=F64), varies=True)
