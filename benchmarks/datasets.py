@@ -176,7 +176,7 @@ def data_file(name: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _read(name: str, *keys: str) -> list[np.ndarray]:
+def read_shared(name: str, *keys: str) -> list[np.ndarray]:
     path = data_file(name)
     if path is None:
         raise FileNotFoundError(
@@ -188,20 +188,20 @@ def _read(name: str, *keys: str) -> list[np.ndarray]:
 
 def mnist(seed: int, n_rows: int) -> Arrays:
     """Return `n_rows` of the MNIST training images, drawn without repetition."""
-    X, y = _read("mnist.npz", "X_train", "y_train")
+    X, y = read_shared("mnist.npz", "X_train", "y_train")
     rows = np.random.default_rng(seed).permutation(len(X))[:n_rows]
     return X[rows].astype(float), y[rows]
 
 
 def _adult(seed: int) -> Arrays:
     """Return the numeric columns of adult, labelled by income."""
-    X, y, categorical = _read("adult.npz", "X_train", "y_train", "categorical")
+    X, y, categorical = read_shared("adult.npz", "X_train", "y_train", "categorical")
     return X[:, ~categorical].astype(float), y
 
 
 def counts() -> Arrays:
     """Return counts of 33 genes in 4,530 cells, labelled by cell type."""
-    X_train, X_test, y_train, y_test = _read(
+    X_train, X_test, y_train, y_test = read_shared(
         "counts_smfish.npz", "X_train", "X_test", "y_train", "y_test"
     )
     return np.vstack([X_train, X_test]).astype(float), np.concatenate([y_train, y_test])
