@@ -161,7 +161,8 @@ class VAETransformer(
         - "poisson", "negative_binomial": counts, the latter with a dispersion learned for each
           column;
         - "multinomial": counts that share out a row's total among all columns of this family:
-          words of a text, items of a basket. Densities are given that total.
+          words of a text, items of a basket. Densities are given that total: compare scores with
+          those of multinomial models alone.
     categorical_features : array-like of bool, int or str, "from_dtype" or None, \
             default="from_dtype"
         Columns that are categorical, beside the text and categories of a DataFrame: a mask, names

@@ -90,11 +90,12 @@ def test_the_star():
         "width",
     }
     assert set(imports("imputer")) == {"estimator", "columns"}
+    assert set(imports("latent")) == {"checks"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
 
 
 def test_every_file_has_its_place():
-    others = "gradients checks spread families targets fitting estimator imputer __init__"
+    others = "gradients checks spread families targets fitting estimator imputer latent __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 
