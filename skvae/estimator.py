@@ -23,13 +23,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from . import columns
-from .checks import check_device, check_integer, check_number, check_option, check_sizes
-from .families import COUNTS, FAMILIES, gaussian_part, gaussian_raw, support
-from .fitting import AnyRows, Fit, Settings
+from .checks import check_integer
+from .families import COUNTS, gaussian_part, gaussian_raw, support
+from .fitting import AnyRows, Fit
 from .likelihoods import Gaussian
-from .networks import ACTIVATIONS, NETWORKS, Spread, slices, width
-from .priors import PRIORS
+from .networks import Spread, slices, width
 from .rows import DistinctRows, StreamedRows
+from .settings import Settings
 from .targets import Stored, Streamed
 from .vae import VAE
 
@@ -45,26 +45,6 @@ except ImportError:  # pragma: no cover
         return method
 
 
-NOISES = ("auto", "heteroscedastic", "homoscedastic", "isotropic")
-INITS = ("linear", "random")
-EXPOSURES = ("total",)
-# what a fitted model cannot change when it is fitted further
-ARCHITECTURE = (
-    "n_components",
-    "hidden_layer_sizes",
-    "decoder_layer_sizes",
-    "activation",
-    "network",
-    "encoder",
-    "decoder",
-    "dropout",
-    "likelihood",
-    "categorical_features",
-    "exposure",
-    "noise",
-    "noise_floor",
-    "prior",
-)
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
 N_MOVES = 50
@@ -438,7 +418,7 @@ class VAETransformer(
             Where ``max_iter`` was reached while the held-out bound was still rising.
         """
         with _undone_on_failure(self):
-            settings = self._settings()
+            settings = Settings.checked(self.get_params(deep=False))
             go_on = self.warm_start and hasattr(self, "module_")
             fit = self._resumed(settings) if go_on else None
             rows = self._rows(X, sample_weight, reset=not go_on, enough=2)
@@ -475,7 +455,7 @@ class VAETransformer(
             The fitted estimator.
         """
         with _undone_on_failure(self):
-            settings = self._settings()
+            settings = Settings.checked(self.get_params(deep=False))
             fit = self._resumed(settings) if hasattr(self, "module_") else None
             first = fit is None
             rows = self._rows(X, sample_weight, reset=first, enough=1 + first)
@@ -483,91 +463,6 @@ class VAETransformer(
                 fit = self._fresh(settings)
             self._finish(fit, fit.run_pass(rows))
         return self
-
-    def _settings(self) -> Settings:
-        """The parameters, checked and resolved."""
-        p = self.get_params(deep=False)
-        check_integer("n_components", p["n_components"], 1)
-        for name in ("hidden_layer_sizes", "decoder_layer_sizes"):
-            if p[name] is not None or name == "hidden_layer_sizes":
-                p[name] = check_sizes(name, p[name])
-        check_option("activation", p["activation"], tuple(ACTIVATIONS))
-        check_option("init", p["init"], INITS)
-        if isinstance(p["likelihood"], Mapping):
-            for name, family in p["likelihood"].items():
-                check_option(f"likelihood of column {name!r}", family, tuple(FAMILIES))
-        else:
-            extra = "or a mapping from columns to families"
-            check_option("likelihood", p["likelihood"], ("auto", *FAMILIES), extra)
-        if p["exposure"] is not None:
-            check_option("exposure", p["exposure"], EXPOSURES, "or None")
-        for name in ("encoder", "decoder"):
-            if p[name] is not None and not callable(p[name]):
-                raise TypeError(
-                    f"{name} must be an nn.Module, a callable (n_in, n_out) -> nn.Module, or "
-                    f"None, got {p[name]!r}."
-                )
-        if not isinstance(p["network"], NETWORKS) and p["network"] != "mlp":
-            kinds = ", ".join(network.__name__ for network in NETWORKS)
-            raise ValueError(
-                f"network must be 'mlp' or an instance of one of {kinds} (skvae.networks), "
-                f"got {p['network']!r}."
-            )
-        if not (isinstance(p["precision_power"], str) and p["precision_power"] == "auto"):
-            check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
-        if isinstance(p["noise"], str):
-            check_option("noise", p["noise"], NOISES, extra="or a positive number")
-        else:
-            check_number("noise", p["noise"], 1e-3, 1e4, extra=f"or one of {NOISES}")
-        check_number("noise_floor", p["noise_floor"], 1e-3, 1)
-        if isinstance(p["prior"], str) or not callable(p["prior"]):
-            extra = "or an nn.Module, or a callable n_components -> nn.Module"
-            check_option("prior", p["prior"], tuple(PRIORS), extra)
-        if p["prior"] in PRIORS.values():
-            name = p["prior"].__name__
-            raise TypeError(f"prior is the class {name}: pass an instance, {name}(), or its name.")
-        check_number("beta", p["beta"], 0)
-        check_integer("kl_warmup", p["kl_warmup"], 0)
-        check_number("free_bits", p["free_bits"], 0)
-        check_integer("n_importance_samples", p["n_importance_samples"], 1)
-        self._check_objective()
-        check_integer("n_score_samples", p["n_score_samples"], 1)
-        check_number("alpha", p["alpha"], 0)
-        check_number("dropout", p["dropout"], 0, 1, open_high=True)
-        check_number("learning_rate_init", p["learning_rate_init"], 0, open_low=True)
-        if not (isinstance(p["batch_size"], str) and p["batch_size"] == "auto"):
-            check_integer("batch_size", p["batch_size"], 1, extra="or 'auto'")
-        check_integer("max_iter", p["max_iter"], 0)
-        check_number("tol", p["tol"], 0)
-        fraction = p["validation_fraction"]
-        check_number("validation_fraction", fraction, 0, 1, open_low=True, open_high=True)
-        check_integer("n_iter_no_change", p["n_iter_no_change"], 1)
-        if not isinstance(p["verbose"], bool | np.bool_):
-            check_integer("verbose", p["verbose"], 0)
-        if p["max_grad_norm"] != math.inf:  # no limit
-            check_number("max_grad_norm", p["max_grad_norm"], 0, open_low=True)
-        for name in ("early_stopping", "warm_start"):
-            if not isinstance(p[name], bool | np.bool_):
-                raise TypeError(f"{name} must be True or False, got {p[name]!r}.")
-        device = check_device(p["device"])
-        names = Settings.__dataclass_fields__
-        known = {name: value for name, value in p.items() if name in names}
-        return Settings(**known | {"device": device})
-
-    def _check_objective(self) -> None:
-        """Refuse objectives that exclude each other."""
-        m, prior = self.n_importance_samples, self.prior
-        if self.beta == 0 and (m > 1 or self.free_bits or prior != "normal"):
-            raise ValueError(
-                "beta=0 is a plain autoencoder, without noise or prior: leave "
-                f"n_importance_samples={m} at 1, free_bits={self.free_bits} at 0 and "
-                f"prior={prior!r} at 'normal', or give beta a positive number."
-            )
-        if self.free_bits and m > 1:
-            raise ValueError(
-                f"free_bits={self.free_bits} is of the KL of single draws, and "
-                f"n_importance_samples={m} has no such term: set one of them to its default."
-            )
 
     def _rows(self, X: Any, sample_weight: Any, reset: bool, enough: int) -> AnyRows:
         """X and the weights, checked: distinct rows in canonical order, or a stream of them."""
@@ -673,22 +568,7 @@ class VAETransformer(
 
     def _resumed(self, settings: Settings) -> Fit:
         """A copy of the fitted model to go on from: should that fail, the original is there."""
-        for name in ARCHITECTURE:
-            old, new = getattr(self._fit.settings, name), getattr(settings, name)
-            same = old is new or np.array_equal(old, new)
-            if isinstance(old, tuple(PRIORS.values())):  # before they are started
-                same = same or repr(old) == repr(new)
-            if not same:
-                raise ValueError(
-                    f"{name}={new!r}, but the model to go on from was fitted with {old!r}. "
-                    "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
-                )
-        if (self._fit.settings.beta == 0) != (settings.beta == 0):
-            raise ValueError(
-                f"beta={settings.beta}, but the model to go on from was fitted with "
-                f"{self._fit.settings.beta}: one of them is a plain autoencoder. "
-                "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
-            )
+        settings.check_same_model(self._fit.settings)
         fit = copy.deepcopy(self._fit)
         fit.settings = settings
         return fit

@@ -10,7 +10,6 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from .networks import (
 )
 from .priors import PRIORS, StandardNormal
 from .rows import DistinctRows, Floats, StreamedRows
+from .settings import Settings
 from .spread import Sample, SpreadFit
 from .targets import GATHERED, Stored, Streamed, Unread
 from .training import History, Rows, Trainer
@@ -68,42 +68,6 @@ _GLOBAL_RANDOM = threading.RLock()
 
 AnyRows = DistinctRows | StreamedRows
 OnEpoch = Callable[[int, float, float | None, VAE], bool]
-
-
-@dataclass
-class Settings:
-    """`VAETransformer`'s parameters, checked, as far as the fit needs them."""
-
-    n_components: int
-    hidden_layer_sizes: Any
-    decoder_layer_sizes: Any
-    activation: str
-    network: Any
-    encoder: Any
-    decoder: Any
-    init: str
-    precision_power: Any
-    likelihood: Any
-    categorical_features: Any
-    exposure: Any
-    noise: Any
-    noise_floor: float
-    prior: Any
-    beta: float
-    kl_warmup: int
-    free_bits: float
-    n_importance_samples: int
-    alpha: float
-    dropout: float
-    learning_rate_init: float
-    batch_size: Any
-    max_iter: int
-    tol: float
-    early_stopping: bool
-    validation_fraction: float
-    n_iter_no_change: int
-    max_grad_norm: float
-    device: str
 
 
 class Fit:

@@ -847,10 +847,10 @@ def test_every_parameter_is_documented_with_its_default():
 def test_every_option_is_documented():
     parameters = documented("Parameters")
     options = {
-        "activation": tuple(skvae.estimator.ACTIVATIONS),
-        "init": skvae.estimator.INITS,
-        "likelihood": ("auto", *skvae.estimator.FAMILIES),
-        "noise": skvae.estimator.NOISES,
+        "activation": tuple(skvae.settings.ACTIVATIONS),
+        "init": skvae.settings.INITS,
+        "likelihood": ("auto", *skvae.settings.FAMILIES),
+        "noise": skvae.settings.NOISES,
     }
     for name, values in options.items():
         listed = ast.literal_eval(re.match(r"\{.*?\}", parameters[name]).group(0))
