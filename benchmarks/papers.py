@@ -270,7 +270,7 @@ def n_weights(vae: VAETransformer) -> int:
 def shapes(args: argparse.Namespace) -> str:
     """Held-out log-likelihood of networks by the data's shape."""
     cases = {
-        "series": (series, 4, TemporalConvolutional(64, channels=(16, 32))),
+        "series": (series, 4, TemporalConvolutional(64)),
         "signals on a graph": (signals, 3, Graph(neighbours()[1], channels=(8, 8, 8))),
     }
     rows = []

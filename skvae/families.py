@@ -193,15 +193,17 @@ def _counts(
                 usual[:, 0] += np.where(np.isnan(column), 0.0, mean[i])
                 total[:, 0] += np.nan_to_num(column)
         sizes = total.clip(min=0.5) / np.where(usual > 0, usual, np.nan)
-        logs = np.log(sizes)
-        center, deviation_of_logs = location_and_scale(logs, rows.weights)
-        varies = (usual > 0).any() and np.nanmax(logs) > np.nanmin(logs)
+        relative = total / np.where(usual > 0, usual, np.nan)
+        center, deviation_of_total = location_and_scale(relative, rows.weights)
+        varies = (usual > 0).any() and np.nanmax(relative) > np.nanmin(relative)
+        center = np.where(center > 0, center, 1.0)
         # of totals' variation, what the counts' own noise brings is no exposure
         noise = (mean + (family != "poisson") * mean**2 / size).sum() / mean.sum() ** 2
         if family == "multinomial":  # whose totals are given, and have no noise
             noise = 0.0
-        left = np.sqrt((deviation_of_logs**2 * varies - noise).clip(min=0.0))
-        spread = np.concatenate([center, left])
+        # log-normal of these moments: a few rows without any count do not make its tails long
+        left = ((deviation_of_total / center) ** 2 * varies - noise).clip(min=0.0)
+        spread = np.concatenate([np.log(center) - 0.5 * np.log1p(left), np.sqrt(np.log1p(left))])
     shift, scale = _statistics(rows, group, lambda which, cells: np.log1p(cells / sizes))
     if family in ("poisson", "multinomial"):
         return FAMILIES[family](mean, shift, scale, spread)

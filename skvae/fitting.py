@@ -29,6 +29,7 @@ from .networks import (
     Spread,
     WithLinear,
     build_network,
+    check_columns,
     linear_layer,
     mlp,
     silence,
@@ -373,6 +374,7 @@ class Fit:
         s = self.settings
         own = getattr(s, side)
         if own is None and s.network != "mlp":
+            check_columns(s.network, self.families)
             layers = Layers(self._sizes(side), s.activation, s.dropout)
             silent = s.init != "random"
             with self._forked(int(torch.randint(2**31, (), generator=generator))):
@@ -384,7 +386,8 @@ class Fit:
             network_own: Any = copy.deepcopy(own)
         else:
             with self._randomness(int(torch.randint(2**31, (), generator=generator))):
-                network_own = own(n_in, n_out)
+                # a copy: the function may give what it keeps
+                network_own = copy.deepcopy(own(n_in, n_out))
             if not isinstance(network_own, nn.Module):
                 raise TypeError(
                     f"{side} must return an nn.Module from ({n_in}, {n_out}), got {network_own!r}."

@@ -94,7 +94,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             As `VAETransformer.fit`.
         """
         check_dense(X, "X")
-        model = self._model(X).fit(X, sample_weight=sample_weight)
+        model = self._model(X)
+        if getattr(model, "beta", 1) == 0:
+            raise ValueError(
+                "estimator has beta=0: a plain autoencoder has no density, which imputation needs. "
+                "Give beta a positive number."
+            )
+        model.fit(X, sample_weight=sample_weight)
         self.__dict__.pop("feature_names_in_", None)  # an earlier fit's
         self.estimator_: VAETransformer = model
         with_gaps = missing(model._validated(X, reset=False)).any(axis=0)

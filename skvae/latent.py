@@ -1,15 +1,19 @@
 """Tools for arrays of latents: which component says most, walks along one, paths between two."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.utils import check_array
 
 from .checks import check_integer, check_option
 
 Floats = NDArray[np.float64]
 PATHS = ("spherical", "linear")
+ROUNDING = 1e-14  # of a column's largest cell: what varies less is constant
+BLOCK = 2**22  # cells that are dense at once
 FLIP = 1e-9  # cosines nearer to -1 than this leave the way around the sphere open
 
 
@@ -26,8 +30,9 @@ def arrangement(Z: Any, information: Any, X: Any) -> tuple[NDArray[np.intp], Flo
         Latents, as `VAETransformer.transform` gives them.
     information : array-like of shape (n_components,)
         What each says, such as ``kl_per_component_``, in nats.
-    X : array-like of shape (n_samples, n_features)
-        Numbers that give the signs, of the same rows: what Z was made of, or another table.
+    X : array-like or sparse matrix of shape (n_samples, n_features)
+        Numbers that give the signs, of the same rows: what Z was made of, or another table. NaN,
+        a gap, says nothing.
 
     Returns
     -------
@@ -53,7 +58,14 @@ def arrangement(Z: Any, information: Any, X: Any) -> tuple[NDArray[np.intp], Flo
     ([1, 0], [-1.0, 1.0])
     """
     Z = check_array(Z, dtype=np.float64, input_name="Z")
-    X = check_array(X, dtype=np.float64, input_name="X")
+    X = check_array(
+        X, accept_sparse="csr", dtype=np.float64, ensure_all_finite="allow-nan", input_name="X"
+    )
+    if np.isnan(np.asarray(information, dtype=float)).any():
+        raise ValueError(
+            f"information must be finite, got {information}. A plain autoencoder (beta=0) knows no "
+            "nats: its components' variances, Z.var(axis=0), order them, too."
+        )
     information = check_array(
         information, dtype=np.float64, ensure_2d=False, input_name="information"
     )
@@ -61,19 +73,35 @@ def arrangement(Z: Any, information: Any, X: Any) -> tuple[NDArray[np.intp], Flo
         raise ValueError(
             f"information has shape {information.shape}, but Z has {Z.shape[1]} components."
         )
-    if len(X) != len(Z):
-        raise ValueError(f"X has {len(X)} rows, but Z has {len(Z)}: pass the same rows.")
+    if X.shape[0] != len(Z):
+        raise ValueError(f"X has {X.shape[0]} rows, but Z has {len(Z)}: pass the same rows.")
     order = np.argsort(-information, kind="stable")
-    products = _standardized(Z[:, order]).T @ _standardized(X)  # (n_components, n_features)
+    # (n_components, n_features)
+    products = np.vstack(
+        [_standardized(block).T @ _standardized(Z[:, order]) for block in _column_blocks(X)]
+    ).T
     most = np.take_along_axis(products, np.abs(products).argmax(1)[:, None], 1)[:, 0]
     return order, np.where(most < 0, -1.0, 1.0)
 
 
+def _column_blocks(X: Any) -> Iterator[Floats]:
+    """Some columns at a time, dense."""
+    X = X.tocsc() if sparse.issparse(X) else X
+    size = max(1, BLOCK // X.shape[0])
+    for start in range(0, X.shape[1], size):
+        block = X[:, start : start + size]
+        yield block.toarray() if sparse.issparse(block) else block
+
+
 def _standardized(cells: Floats) -> Floats:
-    """Columns with mean 0 and norm 1; constant ones are 0."""
-    cells = cells - cells.mean(0)
+    """Columns with mean 0 and norm 1; constant ones, up to rounding, are 0, and so are gaps."""
+    seen = ~np.isnan(cells)
+    largest = np.abs(np.where(seen, cells, 0.0)).max(0)
+    cells = np.where(seen, cells / np.where(largest > 0, largest, 1.0), 0.0)
+    cells = np.where(seen, cells - cells.sum(0) / np.maximum(seen.sum(0), 1), 0.0)
     norm = np.sqrt((cells**2).sum(0))
-    out: Floats = cells / np.where(norm > 0, norm, 1.0)
+    varies = np.abs(cells).max(0) > ROUNDING
+    out: Floats = np.where(varies, cells / np.where(norm > 0, norm, 1.0), 0.0)
     return out
 
 
@@ -108,7 +136,7 @@ def traversal(component: int, at: Any, values: Any = None) -> Floats:
            [ 0.,  0.,  0.],
            [ 0.,  2.,  0.]])
     """
-    if isinstance(at, int | np.integer) and not isinstance(at, bool):
+    if np.ndim(at) == 0:
         check_integer("at", at, 1, "or a latent")
         at = np.zeros(at)
     point = _point("at", at)
@@ -192,8 +220,10 @@ def interpolation(start: Any, end: Any, n_steps: int = 9, path: str = "spherical
 
 def _point(name: str, value: Any) -> Floats:
     """One row of finite numbers, or a ValueError that says what is wrong with it."""
+    if np.ndim(value) != 1 or np.size(value) == 0:
+        raise ValueError(
+            f"{name} must be one row of numbers, got {value!r} of shape {np.shape(value)}."
+        )
     point = check_array(value, dtype=np.float64, ensure_2d=False, input_name=name)
-    if point.ndim != 1:
-        raise ValueError(f"{name} must be one row of numbers, but has shape {point.shape}.")
     out: Floats = point
     return out

@@ -848,7 +848,9 @@ class Multinomial(Poisson):
 
     What the row's size has to be known for, draws and means of missing cells, takes it from the
     observed cells and from totals of other rows: log-normal in draws of new rows, with the same
-    mean and variation as a gamma prior on the size otherwise.
+    mean and variation as a gamma prior on the size otherwise. There the observed total says
+    something about z, too (`log_size`): how many counts these cells have says how probable they
+    are.
 
     Parameters
     ----------
@@ -903,33 +905,56 @@ class Multinomial(Poisson):
         center = (p * jacobian).sum(-1, keepdim=True)
         return (jacobian - center) * (counts.sum(-1)[:, None, None] * p).sqrt()
 
-    def _size(self, p: Tensor, targets: Tensor | None) -> Tensor:
-        """Expected total of a row over all columns, given its observed cells: (..., 1)."""
-        usual = self.center.sum()
-        if targets is None:
-            return usual.expand(*p.shape[:-1], 1)
+    @property
+    def _usual(self) -> tuple[Tensor, float]:
+        """Mean total, and the shape of its gamma prior: infinite where all totals are the same."""
+        mean = self.center.sum() * math.exp(self.log_total + 0.5 * self.spread_of_log_total**2)
+        return mean, 1 / max(math.expm1(self.spread_of_log_total**2), 1e-9)
+
+    def _size(self, p: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gamma distribution of a row's size given its observed cells: shape and rate, (..., 1)."""
+        usual, shape = self._usual
         counts, observed = split_gaps(targets)
         seen = p if observed is None else p * observed
-        # gamma prior of the usual mean: of shape infinity where all totals are the same
-        shape = 1 / max(math.expm1(self.spread_of_log_total**2), 1e-9)
-        return (shape + counts.sum(-1, keepdim=True)) / (shape / usual + seen.sum(-1, keepdim=True))
+        return shape + counts.sum(-1, keepdim=True), shape / usual + seen.sum(-1, keepdim=True)
+
+    def log_size(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Log-probability of the observed total given z, but for what does not depend on z: (...).
+
+        The size is gamma distributed and the total Poisson, so the total is negative binomial.
+        """
+        usual, shape = self._usual
+        counts, observed = split_gaps(targets.double())
+        if observed is None:
+            return raw.new_zeros(raw.shape[:-1])
+        total = counts.sum(-1)
+        rate = usual * (raw.double().softmax(-1) * observed).sum(-1).clamp_min(1e-300)
+        out = total * rate.log() - (shape + total) * torch.log1p(rate / shape)
+        return out.to(raw)
 
     def mean(self, raw: Tensor, targets: Tensor | None = None) -> Tensor:
         p = raw.softmax(-1)
-        return p * self._size(p, targets)
+        if targets is None:
+            return p * self._usual[0]
+        shape, rate = self._size(p, targets)
+        return p * (shape / rate)
 
     def sample(
         self, raw: Tensor, generator: torch.Generator, targets: Tensor | None = None
     ) -> Tensor:
         p = raw.softmax(-1)
+        random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         if targets is not None:  # the missing cells of a row whose observed ones are known
-            return torch.poisson(p * self._size(p, targets), generator)
+            shape, rate = self._size(p, targets)
+            size = torch.from_numpy(random.standard_gamma(shape.double().numpy())).to(p) / rate
+            return torch.poisson(p * size, generator)
         noise = torch.randn((*raw.shape[:-1], 1), generator=generator, dtype=raw.dtype)
         total = self.center.sum() * (self.log_total + self.spread_of_log_total * noise).exp()
-        random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        # beyond 2^53 a float does not count in ones
+        total = total.double().round().clamp_max(2.0**53)[..., 0]
         shares = p.double().numpy()
         shares /= shares.sum(-1, keepdims=True)  # numpy refuses what rounding leaves above 1
-        drawn = random.multinomial(total.round()[..., 0].long().numpy(), shares)
+        drawn = random.multinomial(total.long().numpy(), shares)
         return torch.from_numpy(drawn).to(raw.dtype)
 
 
@@ -1031,6 +1056,14 @@ class Mixed(nn.Module):
 
     def _join(self, cells: list[Tensor]) -> Tensor:
         return torch.cat(cells, -1)[..., self._order]
+
+    def log_size(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Of the parts that are given a row's size: (...)."""
+        out = raw.new_zeros(raw.shape[:-1])
+        for part, own, cells in zip(self.parts, self.raw(raw), self._cells(targets), strict=True):
+            if hasattr(part, "log_size"):
+                out = out + part.log_size(own, cells)
+        return out
 
     def _each_array(self, method: str, T: Floats) -> Floats:
         out = np.empty_like(T)

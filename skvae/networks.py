@@ -169,18 +169,27 @@ def silence(network: "MLP | Shaped") -> "MLP | Shaped":
 def silence_fresh(network: nn.Module, n_in: int) -> bool:
     """Set the last linear layer of a user's new network to zero, or the last two, if of two heads.
 
-    Returns whether that silences the network, in evaluation mode; if not, it is as it was.
+    Returns whether that silences the network, in evaluation mode, and each of these layers can
+    learn to speak: behind another layer of zeros or a ReLU none would. If not, it is as it was.
     """
-    x = torch.randn(2, n_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)][:-3:-1]
-    before = copy.deepcopy([layer.state_dict() for layer in layers])
-    with torch.no_grad():
-        for layer in layers:
-            for parameter in layer.parameters():
+    x = torch.randn(8, n_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    for heads in (layers[-1:], layers[-2:]):
+        before = copy.deepcopy([layer.state_dict() for layer in heads])
+        zeroed = [parameter for layer in heads for parameter in layer.parameters()]
+        learning = [parameter for parameter in zeroed if parameter.requires_grad]
+        with torch.no_grad():
+            for parameter in zeroed:
                 parameter.zero_()
-            if not network(x).any():
-                return True
-        for layer, state in zip(layers, before, strict=True):
+        with torch.enable_grad():
+            out = network(x)
+            if learning and out.requires_grad and not out.any():
+                gradients = torch.autograd.grad(
+                    out.square().sum() + out.sum(), learning, allow_unused=True
+                )
+                if all(g is not None and bool(g.any()) for g in gradients):
+                    return True
+        for layer, state in zip(heads, before, strict=True):
             layer.load_state_dict(state)
     return False
 
@@ -499,8 +508,12 @@ class Convolutional(_OnGrid):
 
     def _grid(self) -> "_Grid":
         height, width, *colours = self.image_shape
-        what = f"image_shape={self.image_shape}"
-        return _Grid(what, (height, width), (*colours, 1)[0], self.channels)
+        return _Grid((height, width), (*colours, 1)[0], self.channels)
+
+    @property
+    def columns(self) -> tuple[int, str]:
+        """How many columns of X it reads, and what says so."""
+        return math.prod(self.image_shape), f"image_shape={self.image_shape}"
 
 
 @dataclass(frozen=True)
@@ -513,8 +526,8 @@ class TemporalConvolutional(_OnGrid):
     n_channels : int, default=1
         Values at each step. Columns are those of the first step, then those of the second, as
         ``series.reshape(-1)`` of an array (n_steps, n_channels) lays them out.
-    channels : sequence of int, default=(32, 64)
-        Of the convolutions, each of which halves the number of steps.
+    channels : sequence of int, default=(16, 32, 32, 32)
+        Of the convolutions, each of which halves the number of steps: four see 31 steps at once.
 
     References
     ----------
@@ -524,7 +537,7 @@ class TemporalConvolutional(_OnGrid):
 
     n_steps: int
     n_channels: int = 1
-    channels: tuple[int, ...] = (32, 64)
+    channels: tuple[int, ...] = (16, 32, 32, 32)
 
     def __post_init__(self) -> None:
         check_integer("n_steps", self.n_steps, 1)
@@ -532,11 +545,16 @@ class TemporalConvolutional(_OnGrid):
         object.__setattr__(self, "channels", _check_channels(self.channels))
 
     def _grid(self) -> "_Grid":
+        return _Grid((self.n_steps,), self.n_channels, self.channels)
+
+    @property
+    def columns(self) -> tuple[int, str]:
+        """How many columns of X it reads, and what says so."""
         what = f"n_steps={self.n_steps} times n_channels={self.n_channels}"
-        return _Grid(what, (self.n_steps,), self.n_channels, self.channels)
+        return self.n_steps * self.n_channels, what
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # arrays do not compare as one
 class Graph:
     """Message passing for columns that are the nodes of a graph, which is the same for all rows.
 
@@ -559,14 +577,34 @@ class Graph:
     channels: tuple[int, ...] = (16, 16)
 
     def __post_init__(self) -> None:
-        edges = sparse.csr_array(self.adjacency, copy=True)
+        given = self.adjacency if sparse.issparse(self.adjacency) else np.asarray(self.adjacency)
+        if given.ndim != 2 or given.shape[0] != given.shape[1] or not given.shape[0]:
+            raise ValueError(f"adjacency must be a square matrix, got shape {given.shape}.")
+        if given.dtype.kind not in "fiub":
+            raise TypeError(f"adjacency must hold real numbers, got dtype {given.dtype}.")
+        edges = sparse.csr_array(given, copy=True)
         object.__setattr__(self, "adjacency", edges)
-        if edges.ndim != 2 or edges.shape[0] != edges.shape[1]:
-            raise ValueError(f"adjacency must be a square matrix, got shape {edges.shape}.")
         if not np.isfinite(edges.data).all() or (edges.data < 0).any():
             wrong = edges.data[~np.isfinite(edges.data) | (edges.data < 0)][0]
             raise ValueError(f"adjacency must hold finite weights of at least 0, got {wrong}.")
         object.__setattr__(self, "channels", _check_channels(self.channels))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether edges, weights and channels are the same."""
+        if not isinstance(other, Graph):
+            return NotImplemented
+        mine, theirs = self.adjacency, other.adjacency
+        same = self.channels == other.channels and mine.shape == theirs.shape
+        return same and (mine != theirs).nnz == 0
+
+    def __hash__(self) -> int:
+        return hash((self.channels, self.adjacency.shape))
+
+    @property
+    def columns(self) -> tuple[int, str]:
+        """How many columns of X it reads, and what says so."""
+        n_nodes = self.adjacency.shape[0]
+        return n_nodes, f"adjacency of {n_nodes} nodes"
 
     def encoder(self, n_in: int, n_out: int, layers: "Layers") -> Shaped:
         return _GraphEncoder(n_in, n_out, layers, self)
@@ -605,28 +643,48 @@ def build_network(
 ) -> Shaped:
     """One side of a network by the data's shape; silent: it says nothing yet."""
     built: Shaped = getattr(network, side)(n_in, n_out, layers)
+    keep_scale(built)
     if silent:
         silence(built)
     return built
 
 
-def _maps(what: str, n_cells: int, n_given: int, where: str) -> int:
-    """How many numbers a cell has; refuses what is no multiple."""
-    if n_given % n_cells or n_given < n_cells:
+def keep_scale(network: nn.Module) -> None:
+    """Draw weights under which a layer's output varies as its input does, and no biases.
+
+    torch's own make it three times smaller in variance: after a few layers little is left, and the
+    last one, which starts at zero, hardly learns (LeCun et al., "Efficient BackProp", 1998).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, 0.0, 1 / math.sqrt(fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def check_columns(network: Any, families: Sequence[str]) -> None:
+    """Refuse columns that are not the cells of a network by the data's shape."""
+    if not hasattr(network, "columns"):
+        return
+    n_columns, what = network.columns
+    if len(families) != n_columns:
         raise ValueError(
-            f"{what} is {n_cells} cells, but the {where} has {n_given} numbers a row. All columns "
-            "must be cells of it, and of one family."
+            f"network: {what} is {n_columns} columns, but X has {len(families)}. All columns must "
+            "be cells of it, in its order."
         )
-    return n_given // n_cells
+    if len(set(families)) > 1 or "categorical" in families:
+        raise ValueError(
+            f"network: columns that are cells of {what} must be numbers of one family, got "
+            f"{sorted(set(families))}."
+        )
 
 
 class _Grid:
     """Cells on a line or in a plane, each with channels, and their sizes halved again and again."""
 
-    def __init__(
-        self, what: str, shape: tuple[int, ...], n_channels: int, channels: tuple[int, ...]
-    ) -> None:
-        self.what, self.n_channels, self.channels = what, n_channels, channels
+    def __init__(self, shape: tuple[int, ...], n_channels: int, channels: tuple[int, ...]) -> None:
+        self.n_channels, self.channels = n_channels, channels
         self.sizes = [shape]
         for _ in channels:
             self.sizes.append(tuple(math.ceil(size / 2) for size in self.sizes[-1]))
@@ -640,7 +698,7 @@ class _GridEncoder(Shaped):
     def __init__(self, n_in: int, n_out: int, layers: Layers, grid: _Grid) -> None:
         super().__init__()
         self.grid, self.n_units = grid, grid.n_units
-        self.n_maps = _maps(grid.what, grid.n_cells, n_in, "encoder's input")
+        self.n_maps = n_in // grid.n_cells
         inner: list[nn.Module] = []
         before = self.n_maps * grid.n_channels
         for channels in grid.channels:
@@ -663,7 +721,7 @@ class _GridDecoder(Shaped):
     def __init__(self, n_in: int, n_out: int, layers: Layers, grid: _Grid) -> None:
         super().__init__()
         self.grid, self.n_units = grid, grid.n_units * 4
-        self.n_maps = _maps(grid.what, grid.n_cells, n_out, "decoder's output")
+        self.n_maps = n_out // grid.n_cells
         self.dense, size = layers.dense(n_in)
         self.n_first = grid.channels[-1]
         n_small = self.n_first * math.prod(grid.sizes[-1])
@@ -718,7 +776,7 @@ class _GraphEncoder(Shaped):
     def __init__(self, n_in: int, n_out: int, layers: Layers, graph: Graph) -> None:
         super().__init__()
         self.n_nodes = graph.adjacency.shape[0]
-        before = self.n_maps = _maps("the graph", self.n_nodes, n_in, "encoder's input")
+        before = self.n_maps = n_in // self.n_nodes
         inner: list[nn.Module] = []
         for channels in graph.channels:
             inner += [_Messages(before, channels, graph.adjacency), *layers.after()]
@@ -738,7 +796,7 @@ class _GraphDecoder(Shaped):
     def __init__(self, n_in: int, n_out: int, layers: Layers, graph: Graph) -> None:
         super().__init__()
         self.n_nodes = graph.adjacency.shape[0]
-        n_maps = _maps("the graph", self.n_nodes, n_out, "decoder's output")
+        n_maps = n_out // self.n_nodes
         self.dense, size = layers.dense(n_in)
         first, *channels = graph.channels[::-1]
         self.first = nn.Sequential(nn.Linear(size, first * self.n_nodes), *layers.after())

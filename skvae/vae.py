@@ -148,9 +148,13 @@ class VAE(nn.Module):
 
     def _reconstruction(self, z: Tensor, targets: Tensor) -> Tensor:
         """log p(x | z): z is (..., n_components), targets broadcast against it."""
-        raw = self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
-        out: Tensor = self.likelihood.log_prob(raw, targets).sum(-1)
+        out: Tensor = self.likelihood.log_prob(self._decoded(z), targets).sum(-1)
         return out
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Raw parameters at latents of any leading shape."""
+        raw: Tensor = self.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
+        return raw
 
     def _log_ratio(self, log_var: Tensor, noise: Tensor, z: Tensor) -> Tensor:
         """log p(z) - log q(z | x): (m, n)."""
@@ -253,9 +257,16 @@ class VAE(nn.Module):
         loss = -(weights @ (log_weights.logsumexp(0) - math.log(m)))
         return loss, to_z.sum(0), 0.5 * (to_z * step).sum(0), finish
 
-    def log_joint(self, z: Tensor, targets: Tensor) -> Tensor:
-        """log p(x, z): z is (..., n_components), targets broadcast against it."""
-        out: Tensor = self._reconstruction(z, targets) + self.prior.log_prob(z)
+    def log_joint(self, z: Tensor, targets: Tensor, sized: bool = False) -> Tensor:
+        """log p(x, z): z is (..., n_components), targets broadcast against it.
+
+        Where a density is given a row's size, ``sized`` adds what the size of the observed cells
+        says about z: it counts where cells that are missing follow from z.
+        """
+        raw = self._decoded(z)
+        out: Tensor = self.likelihood.log_prob(raw, targets).sum(-1) + self.prior.log_prob(z)
+        if sized and hasattr(self.likelihood, "log_size"):
+            out = out + self.likelihood.log_size(raw, targets)
         return out
 
     def laplace(
@@ -278,7 +289,8 @@ class VAE(nn.Module):
         z = (self.posterior(targets)[0] if start is None else start).detach()
         for _ in range(n_steps):
             gradient, precision = self._curvature(z, targets)
-            step = torch.linalg.solve(precision, gradient)
+            # singular only where numbers are beyond their precision: such a row stays put
+            step = torch.linalg.solve_ex(precision, gradient)[0].nan_to_num(0.0, 0.0, 0.0)
             # (5, n, n_components): the first candidate that is best wins, staying put included
             sizes = z.new_tensor([1.0, 0.5, 0.25, 0.0625, 0.0])[:, None, None]
             candidates = z + sizes * step
@@ -318,7 +330,7 @@ class VAE(nn.Module):
         """Steps of elliptical slice sampling from z, each (n, k), that leave p(z | x) as it is.
 
         Each step goes to a point on the ellipse through z and a standard normal draw, at which
-        ``log p(x, z) - log N(z; 0, I)`` is above a random share of what it is at z.
+        ``log p(x, z) - log N(z; 0, I)`` is above a random share of what it is at z. Sizes count.
 
         References
         ----------
@@ -330,7 +342,8 @@ class VAE(nn.Module):
 
         def log_likelihood(z: Tensor, targets: Tensor) -> Tensor:
             # but for a constant
-            return self.log_joint(z, targets)[:, None] + 0.5 * z.square().sum(-1, keepdim=True)
+            joint = self.log_joint(z, targets, sized=True)[:, None]
+            return joint + 0.5 * z.square().sum(-1, keepdim=True)
 
         z = z.clone()
         for _ in range(n_steps):
@@ -354,7 +367,7 @@ class VAE(nn.Module):
         return z
 
     def log_weights(
-        self, targets: Tensor, points: Tensor, n_steps: int = 2
+        self, targets: Tensor, points: Tensor, draws: Tensor | None = None, sized: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, their log importance weights, and the log share of each point.
 
@@ -364,30 +377,57 @@ class VAE(nn.Module):
         widened one, scaled to sum to one. They depend on the points alone, and where Laplace is
         exact all weights are equal to p(x).
 
+        Under a prior of several modes, so has the posterior of a row with gaps, and Laplace's
+        Gaussian covers one. ``draws`` of the prior are then points, too, and weights are p(x, z)
+        over the density of both kinds (the balance heuristic).
+
         Parameters
         ----------
         targets : Tensor of shape (n, n_columns)
         points : Tensor of shape (m, n_components)
             Standard normal; the same for every row.
+        draws : Tensor of shape (l, n_components) or None, default=None
+            Of the prior; the same for every row. m counts them, too, below.
+        sized : bool, default=False
+            See `log_joint`.
 
         Returns
         -------
         z : Tensor of shape (m, n, n_components)
         log_weights : Tensor of shape (m, n)
         log_share : Tensor of shape (m,)
+
+        References
+        ----------
+        Veach and Guibas, "Optimally Combining Sampling Techniques for Monte Carlo Rendering",
+        SIGGRAPH 1995 (the balance heuristic).
         """
-        mode, factor = self.laplace(targets, n_steps=n_steps)
-        wide = math.sqrt(1 + 8 / points.shape[1] ** 1.5) * points
+        mode, factor = self.laplace(targets)
+        k = points.shape[1]
+        width = math.sqrt(1 + 8 / k**1.5)
+        wide = width * points
         z = mode + torch.einsum("nkl,ml->mnk", factor, wide)  # (m, n, k)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (n,)
-        log_laplace = -0.5 * (wide.square() + math.log(2 * math.pi)).sum(-1)  # (m,)
-        log_share = 0.5 * (points.square() - wide.square()).sum(-1)
-        log_weights = self.log_joint(z, targets) + log_det - log_laplace[:, None]
-        return z, log_weights, log_share - log_share.logsumexp(0)
+        if draws is None:
+            log_laplace = -0.5 * (wide.square() + math.log(2 * math.pi)).sum(-1)  # (m,)
+            log_share = 0.5 * (points.square() - wide.square()).sum(-1)
+            log_weights = self.log_joint(z, targets, sized) + log_det - log_laplace[:, None]
+            return z, log_weights, log_share - log_share.logsumexp(0)
+        z = torch.cat([z, draws[:, None].expand(-1, len(mode), -1)])
+        m = len(z)
+        away = torch.linalg.solve_triangular(factor, (z - mode).movedim(0, 2), upper=True)
+        square = away.square().sum(1).T / width**2  # (m, n)
+        log_wide = -0.5 * (square + k * LOG_2PI) - log_det - k * math.log(width)
+        log_density = torch.logaddexp(
+            log_wide + math.log(len(points) / m),
+            self.prior.log_prob(z) + math.log(len(draws) / m),
+        )
+        log_share = z.new_full((m,), -math.log(m))
+        return z, self.log_joint(z, targets, sized) - log_density, log_share
 
-    def log_prob(self, targets: Tensor, points: Tensor, n_steps: int = 2) -> Tensor:
+    def log_prob(self, targets: Tensor, points: Tensor, draws: Tensor | None = None) -> Tensor:
         """Importance-weighted bound of log p(x), nats in standardised units: (n,)."""
-        _, log_weights, log_share = self.log_weights(targets, points, n_steps)
+        _, log_weights, log_share = self.log_weights(targets, points, draws)
         return (log_weights + log_share[:, None]).logsumexp(0)
 
 

@@ -133,12 +133,39 @@ def test_steps_of_a_series_in_their_order():
 @pytest.mark.parametrize("dense_nodes", [3, 4])
 def test_messages_written_out(dense_nodes, monkeypatch):
     monkeypatch.setattr(skvae.networks, "DENSE_NODES", dense_nodes)
-    adjacency = np.array([[0, 2.0, 0, 1.0], [2.0, 0, 0, 0], [0, 0, 0, 0], [1.0, 0, 0, 0]])
+    # directed: row i says whom node i listens to
+    adjacency = np.array([[0, 2.0, 0, 1.0], [0.5, 0, 3.0, 0], [0, 0, 0, 0], [1.0, 0, 0, 0]])
     encoder = built(Graph(adjacency, channels=(3,)), "encoder", 4, 2)
     layer, nodes = encoder.messages[0], randn(5, 4, 1)
     share = torch.tensor(adjacency / np.maximum(adjacency.sum(1, keepdims=True), 1e-300))
     expected = layer.own(nodes) + layer.neighbours(share.to(F64) @ nodes)
     torch.testing.assert_close(layer(nodes), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_graphs_maps_come_one_after_the_other():
+    """A mean for each node, then a spread for each, as the likelihood reads them."""
+    decoder = built(Graph(np.eye(4), channels=(3,)), "decoder", 2, 8)
+    z = randn(5, 2)
+    cells = decoder.last(decoder.messages(decoder.first(decoder.dense(z)).reshape(5, 4, -1)))
+    torch.testing.assert_close(decoder(z), torch.cat([cells[..., 0], cells[..., 1]], -1))
+
+
+def test_weights_keep_the_scale_of_what_comes_in():
+    """Through any number of layers without activation; torch's own lose half of it at each."""
+    network = Graph(np.zeros((200, 200)), channels=(64,) * 4)
+    layers = built(network, "encoder", 200, 2).messages[::2]
+    x = torch.randn(300, 200, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    for layer in layers:
+        x = layer(x)
+    assert 0.3 < float(x.detach().var()) < 3
+    assert not any(layer.own.bias.any() for layer in layers)
+
+
+@pytest.mark.parametrize("norm", ["layer", None])
+def test_layers_are_normalised_where_the_network_says_so(norm):
+    network = built(Perceptron(norm=norm), "encoder", 7, 2, sizes=(7, 5))
+    kinds = [type(module).__name__ for module in network.hidden.modules()]
+    assert kinds.count("LayerNorm") == (2 if norm else 0)
 
 
 def test_nodes_share_their_weights():
@@ -216,6 +243,10 @@ def test_networks_are_found_by_their_repr_and_compared_by_value():
     vae.set_params(network=Convolutional((8, 8), (2,))).fit(DIGITS[:50])
     with pytest.raises(ValueError, match=r"network=Convolutional.* was fitted with"):
         vae.set_params(network=Convolutional((8, 8), (3,))).fit(DIGITS[:50])
+    assert Graph(np.eye(3)) == Graph(sparse.eye_array(3))
+    assert hash(Graph(np.eye(3))) == hash(Graph(sparse.eye_array(3)))
+    for other in (Graph(2 * np.eye(3)), Graph(np.eye(4)), Graph(np.eye(3), channels=(2,)), 3):
+        assert Graph(np.eye(3)) != other
 
 
 @pytest.mark.parametrize(
@@ -238,13 +269,29 @@ def test_networks_are_found_by_their_repr_and_compared_by_value():
         (lambda: quick(network=Convolutional).fit(DIGITS), ["network", "Convolutional"]),
         (
             lambda: quick(network=Convolutional((7, 8))).fit(DIGITS),
-            ["image_shape=(7, 8) is 56 cells", "64 numbers"],
+            ["image_shape=(7, 8) is 56 columns", "X has 64"],
+        ),
+        (  # the channels are forgotten
+            lambda: quick(network=Convolutional((4, 8))).fit(DIGITS),
+            ["image_shape=(4, 8) is 32 columns", "X has 64"],
+        ),
+        (
+            lambda: quick(network=Convolutional((8, 8)), categorical_features=[1]).fit(DIGITS),
+            ["image_shape=(8, 8) must be numbers of one family", "['categorical', 'gaussian']"],
         ),
         (
             lambda: quick(network=TemporalConvolutional(10, 5)).fit(DIGITS),
-            ["n_steps=10 times n_channels=5 is 50 cells", "64 numbers"],
+            ["n_steps=10 times n_channels=5 is 50 columns", "X has 64"],
         ),
-        (lambda: quick(network=Graph(np.eye(3))).fit(DIGITS), ["graph is 3 cells", "64 numbers"]),
+        (
+            lambda: quick(network=Graph(np.eye(3))).fit(DIGITS),
+            ["adjacency of 3 nodes is 3 columns", "X has 64"],
+        ),
+        (lambda: Graph("abc"), ["adjacency must be a square matrix", "shape ()"]),
+        (lambda: Graph(None), ["adjacency must be a square matrix", "shape ()"]),
+        (lambda: Graph(np.ones((2, 2, 2))), ["adjacency", "(2, 2, 2)"]),
+        (lambda: Graph(np.ones((0, 0))), ["adjacency", "(0, 0)"]),
+        (lambda: Graph(np.eye(2) * 1j), ["adjacency must hold real numbers", "complex128"]),
     ],
 )
 def test_networks_that_cannot_be(make, words):

@@ -1059,3 +1059,12 @@ def test_rows_in_any_memory_order(likelihood):
     frozen = np.asfortranarray(rows)
     frozen.flags.writeable = False
     np.testing.assert_array_equal(vae.transform(frozen), expected)
+
+
+def test_a_function_s_network_is_a_copy():
+    """What a function gives may be kept elsewhere, and be trained already."""
+    kept = torch.nn.Linear(2, 4)
+    before = [p.detach().clone() for p in kept.parameters()]
+    quick(decoder=lambda n_in, n_out: kept, max_iter=2, noise="homoscedastic").fit(X)
+    for one, other in zip(before, kept.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -214,3 +214,10 @@ def test_what_is_refused():
         VAEImputer().transform(X)
     with pytest.raises(ValueError, match="Expected 2D array, got 1D array"):
         VAEImputer().fit(X[:, 0])
+
+
+def test_a_plain_autoencoder_cannot_impute():
+    imputer = VAEImputer(VAETransformer(beta=0))
+    with pytest.raises(ValueError, match="beta=0: a plain autoencoder has no density"):
+        imputer.fit(np.ones((5, 2)))
+    assert not hasattr(imputer, "estimator_")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.spatial.transform import Rotation, Slerp
 from sklearn.datasets import load_wine
 from sklearn.decomposition import PCA
@@ -42,6 +43,17 @@ def test_what_says_nothing_keeps_its_order_and_sign():
     order, signs = arrangement(Z, [0.0, 1.0, 0.0], np.ones((10, 2)))
     assert order.tolist() == [1, 0, 2]
     assert signs.tolist() == [1.0, 1.0, 1.0]
+    X = np.random.default_rng(0).normal(size=(100, 3))
+    for value in (0.1, 0.3, 1e200, -7.7):  # whose mean rounds
+        assert arrangement(np.full((100, 1), value), [0.0], X)[1].tolist() == [1.0]
+        assert arrangement(X[:, :1], [0.0], np.full((100, 2), value))[1].tolist() == [1.0]
+
+
+def test_signs_of_vast_sparse_and_missing_cells():
+    X = np.random.default_rng(0).normal(size=(300, 4))
+    Z = np.column_stack([-X[:, 1], X[:, 3]])
+    for table in (X * 1e200, sparse.csr_array(X), np.where(X > 2, np.nan, X)):
+        assert arrangement(Z, [2.0, 1.0], table)[1].tolist() == [-1.0, 1.0]
 
 
 def test_traversal_moves_one_component_alone():
@@ -89,6 +101,9 @@ def test_paths_without_an_angle_are_straight():
     np.testing.assert_allclose(interpolation([0, 0], [3, 4], 3), [[0, 0], [1.5, 2], [3, 4]])
     np.testing.assert_allclose(interpolation([1, 1], [3, 3], 3), [[1, 1], [2, 2], [3, 3]])
     np.testing.assert_array_equal(interpolation([1, 2], [1, 2], 2), [[1, 2], [1, 2]])
+    np.testing.assert_allclose(
+        interpolation([-1], [3], 3), [[-1], [1], [3]]
+    )  # through 0, on a line
 
 
 REFUSED = {
@@ -101,6 +116,11 @@ REFUSED = {
     "component": (traversal, (3, 3), "component must be below.*3, got 3"),
     "negative": (traversal, (-1, 3), "component must be .*at least 0, got -1"),
     "none": (traversal, (0, 0), "at must be .*at least 1"),
+    "number": (traversal, (0, 3.0), "at must be .* or a latent, got 3.0"),
+    "values": (traversal, (0, 2, 5), "values must be one row of numbers, got 5"),
+    "no values": (traversal, (0, 2, []), r"values must be one row of numbers, got \[\]"),
+    "ends": (interpolation, (1, 2), "start must be one row of numbers, got 1"),
+    "autoencoder": (arrangement, (np.ones((4, 1)), [np.nan], np.ones((4, 1))), "beta=0"),
     "information": (
         arrangement,
         (np.ones((4, 2)), [1.0], np.ones((4, 1))),

@@ -78,7 +78,8 @@ def counts(family, exposure=False, varies=False):
 
 def multinomial(spread=0.4):
     mean, shift, scale = np.array([[5.0, 30.0, 65.0], [0.5, 2.0, 3.0], [0.4, 0.8, 1.0]])
-    return Multinomial(mean, shift, scale, np.array([0.1, spread]))
+    # totals of mean 100
+    return Multinomial(mean, shift, scale, np.array([-0.5 * spread**2, spread]))
 
 
 def mixed_multinomial():
@@ -978,7 +979,7 @@ def test_multinomial_has_total_probability_one_and_its_information(columns):
 def test_multinomial_draws_share_out_totals_of_their_own():
     n, likelihood = 50_000, multinomial(spread=0.0)
     raw = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
-    p, total = raw.softmax(-1), round(100 * math.exp(0.1))
+    p, total = raw.softmax(-1), 100
     draws = likelihood.sample(raw.expand(n, -1), torch.Generator().manual_seed(0))
     assert (draws.sum(1) == total).all()
     covariance = total * (p.diag() - p[:, None] * p)
@@ -989,7 +990,7 @@ def test_multinomial_draws_share_out_totals_of_their_own():
         assert ((values.mean(0) - expected).abs() < 4 * standard_error).all()
     varied = multinomial(0.4).sample(raw.expand(n, -1), torch.Generator().manual_seed(0))
     logs = (varied.sum(1) / 100).log()
-    assert float(logs.mean()) == pytest.approx(0.1, abs=4 * 0.4 / math.sqrt(n) + 1e-3)
+    assert float(logs.mean()) == pytest.approx(-0.08, abs=4 * 0.4 / math.sqrt(n) + 1e-3)
     assert float(logs.std()) == pytest.approx(0.4, abs=4 * 0.4 / math.sqrt(2 * n))
 
 
@@ -1002,8 +1003,8 @@ def test_missing_counts_follow_from_the_size_that_observed_ones_say(seen, spread
     p, targets = raw.softmax(-1)[0], torch.full((1, 3), math.nan, dtype=F64)
     targets[0, seen] = torch.tensor([12.0, 0.0, 31.0], dtype=F64)[seen]
     size = 100.0
+    shape = 1 / max(math.expm1(spread**2), 1e-9)
     if spread:
-        shape = 1 / math.expm1(spread**2)
         rate = np.linspace(1e-3, 1500, 200_001)
         weight = stats.gamma.pdf(rate, shape, scale=100 / shape)
         for j in seen:
@@ -1013,8 +1014,44 @@ def test_missing_counts_follow_from_the_size_that_observed_ones_say(seen, spread
     torch.testing.assert_close(got, size * p, rtol=1e-5, atol=0.0)
     n = 20_000
     draws = likelihood.sample(raw.expand(n, -1), torch.Generator(), targets.expand(n, -1))
-    standard_error = (got / n).sqrt()
-    assert ((draws.mean(0) - got).abs() < 4 * standard_error).all()
+    # Poisson around a size that is itself gamma distributed
+    var = got + got**2 / (shape + float(targets.nansum()))
+    assert ((draws.mean(0) - got).abs() < 4 * (var / n).sqrt()).all()
+    torch.testing.assert_close(draws.var(0), var, rtol=0.05, atol=0.0)
+
+
+def test_the_size_of_what_is_observed_is_negative_binomial():
+    """Differences between latents, by scipy; nothing where all is observed."""
+    likelihood = multinomial()
+    raw = torch.tensor([[0.5, 1.0, 0.0], [-2.0, 1.0, 3.0]], dtype=F64)
+    targets = torch.tensor([[12.0, math.nan, 31.0]], dtype=F64)
+    shape = 1 / math.expm1(0.16)
+    seen = 100 * raw.softmax(-1)[:, [0, 2]].sum(-1).numpy()
+    expected = stats.nbinom.logpmf(43, shape, shape / (shape + seen))
+    got = likelihood.log_size(raw, targets)
+    assert float(got[1] - got[0]) == pytest.approx(expected[1] - expected[0], rel=1e-9)
+    both = Mixed([gaussian(), likelihood], [[0, 1, 2], [3, 4, 5]])
+    joined = both._joined([raw.new_zeros(2, both.parts[0].n_params), raw])
+    cells = torch.cat([torch.zeros(1, 3, dtype=F64), targets], 1)
+    torch.testing.assert_close(both.log_size(joined, cells), got)
+    full = torch.tensor([[12.0, 3.0, 31.0]], dtype=F64)
+    assert not likelihood.log_size(raw, full).any()
+
+
+def test_counts_of_two_have_their_factorial_in_the_gradient_s_loss():
+    likelihood = multinomial()
+    raw, counts = torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 0.0]])
+    loss, _ = likelihood.nll_vjp(raw, counts, torch.ones(1))
+    assert float(loss) == pytest.approx(-math.log(3 / 27), rel=1e-6)
+    assert float(likelihood.log_prob(raw, counts).sum()) == pytest.approx(-float(loss), rel=1e-6)
+
+
+def test_totals_beyond_what_floats_count_in_ones_are_drawn():
+    mean, shift, scale = np.array([[1e15, 3e15], [30.0, 30.0], [1.0, 1.0]])
+    vast = Multinomial(mean, shift, scale, np.array([0.0, 3.0]))
+    draws = vast.sample(torch.zeros(50, 2, dtype=F64), torch.Generator().manual_seed(0))
+    assert (draws >= 0).all()
+    assert float(draws.sum(1).max()) == 2.0**53
 
 
 # ---------------------------------------------------------------- the start

@@ -311,6 +311,15 @@ class Heads(nn.Module):
         return torch.cat([self.mean(hidden), self.log_var(hidden)], -1)
 
 
+class HeadFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 2), nn.Linear(3, 8)
+
+    def forward(self, x):
+        return self.head(self.body(x).tanh())
+
+
 def weights_of(network):
     return [p.detach().clone() for p in network.parameters()]
 
@@ -331,6 +340,8 @@ def test_a_fresh_network_is_silenced_by_its_last_layers(make, n_zero):
         nn.Sequential(nn.Linear(3, 4), nn.Sigmoid()),
         nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.Softplus()),
         nn.Sequential(nn.Tanh(), nn.Softmax(-1)),
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.ReLU()),  # would stay silent
+        HeadFirst(),  # whose last layers by name are one behind the other
     ],
 )
 def test_what_zeros_do_not_silence_stays_as_it_was(network):

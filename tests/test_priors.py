@@ -293,3 +293,48 @@ def test_a_flow_is_a_prior():
         np.testing.assert_allclose(*moment, atol=0.1)
     given = flow.sample(20, given={0: 1.0}, random_state=0)
     assert np.abs(given[:, 1]).mean() < 0.4
+
+
+# --------------------------------------------------- posteriors of several modes, where gaps are
+
+
+@pytest.fixture(scope="module", params=["mixture", "vamp"])
+def three_clusters(request):
+    """Two of the clusters differ in the first column alone."""
+    random = np.random.default_rng(0)
+    centers = np.repeat([[-6.0, 0], [6, 0], [0, 8]], 100, 0)
+    X = np.column_stack([centers, centers.sum(1)]) + 0.3 * random.normal(size=(300, 3))
+    return VAETransformer(2, prior=request.param, random_state=0).fit(X)
+
+
+def test_a_row_of_gaps_alone_has_probability_one(three_clusters):
+    scores = three_clusters.score_samples(np.full((2, 3), np.nan))
+    assert scores[0] == scores[1]
+    assert scores[0] == pytest.approx(0.0, abs=0.1)
+
+
+def test_gaps_are_filled_from_all_modes(three_clusters):
+    """As rejection from the model's own draws has it."""
+    vae = three_clusters
+    drawn = vae.sample(40_000, random_state=1)
+    near = drawn[np.abs(drawn[:, 1]) < 0.2][:, 0]
+    given = vae.sample(2_000, given={1: 0.0}, random_state=0)[:, 0]
+    assert vae.effective_sample_size_[0] > 100
+    assert np.mean(given > 0) == pytest.approx(np.mean(near > 0), abs=0.08)
+    assert vae.impute([[np.nan, 0.0, np.nan]])[0, 0] == pytest.approx(near.mean(), abs=1.0)
+
+
+def test_weights_over_points_and_draws_are_of_one_density(three_clusters):
+    """The mean weight is the integral of p(x, z), by quadrature, whatever the draws' share."""
+    module = three_clusters.module_
+    x = torch.tensor([[0.3, math.nan, -0.4]], dtype=F64)
+    grid = torch.linspace(-8, 8, 801, dtype=F64)
+    z = torch.cartesian_prod(grid, grid)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        log_joint = module.log_joint(z[:, None], x)[:, 0]
+        expected = float(log_joint.logsumexp(0) + 2 * (grid[1] - grid[0]).log())
+        points = torch.randn(4_000, 2, generator=generator, dtype=F64)
+        for n_draws in (400, 8_000):
+            draws = module.prior.sample(n_draws, generator, F64)
+            assert float(module.log_prob(x, points, draws)) == pytest.approx(expected, abs=0.1)
