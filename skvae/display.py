@@ -3,6 +3,7 @@
 Each class holds what was computed, ``plot`` draws it, and ``from_estimator`` does both. They take
 a fitted `VAETransformer`, a `Pipeline` or a search that ends in one, or an estimator that holds one
 as ``estimator_``. Of a pipeline, rows are drawn as they reach the model, after the earlier steps.
+Axes of your own are best of a figure with ``layout="constrained"``, which leaves room for legends.
 """
 
 import math
@@ -14,9 +15,11 @@ import numpy as np
 from .checks import check_integer
 from .drawing import (
     BARS,
+    BLUE,
     COLORS,
     DISTINCT,
     GREY,
+    ORANGE,
     Array,
     axes,
     bin_edges,
@@ -44,6 +47,8 @@ from .drawing import (
     pyplot,
     shares_in,
     strip_widths,
+    styled,
+    without,
 )
 from .latent import traversal
 
@@ -175,9 +180,9 @@ class LatentDisplay:
         ax = axes(ax)
         n_rows = len(self.latents)
         look = {
-            "s": float(np.clip(8_000 / max(n_rows, 1), 4, 25)),
+            "s": float(np.clip(15_000 / max(n_rows, 1), 4, 25)),
             "alpha": 0.8,
-            "linewidths": 0,
+            "linewidth": 0,
             "rasterized": n_rows > DENSE,
         }
         ax.set_xlabel(self.labels[0])
@@ -186,7 +191,7 @@ class LatentDisplay:
         self.errorbar_ = self.colorbar_ = self.legend_ = None
         cells, there = cells_of(np.zeros(n_rows, dtype=int) if self.y is None else self.y)
         draw = self._draw_scale if is_scale(cells) else self._draw_levels
-        self.scatter_ = draw(ax, cells, there, look | kwargs)
+        self.scatter_ = draw(ax, cells, there, styled(look, kwargs, "points"))
         if self.std is not None:
             x, y = np.asarray(self.scatter_.get_offsets()).T
             self.errorbar_ = ax.errorbar(
@@ -210,7 +215,7 @@ class LatentDisplay:
         n_gaps = len(there) - len(cells)
         if len(self.labels) == 1:
             ax.set_ylabel(name + (f" ({n_gaps} missing)" if n_gaps else ""))
-            return ax.scatter(self.latents[:, 0], values, **{"color": COLORS[0]} | look)
+            return ax.scatter(self.latents[:, 0], values, **{"color": BLUE} | look)
         points = ax.scatter(*self.latents.T, c=values, plotnonfinite=True, **look)
         points.set_cmap(points.get_cmap().with_extremes(bad=GREY))
         label = name + (f" (grey: {n_gaps} missing)" if n_gaps else "")
@@ -238,14 +243,18 @@ class LatentDisplay:
             styles = [MarkerStyle(markers[i]) for i in codes]
             points.set_paths([m.get_path().transformed(m.get_transform()) for m in styles])
         if len(self.labels) == 1:
-            ax.set_yticks(range(len(levels)), levels if self.y is not None else [""])
+            if self.y is None:
+                ax.set_yticks([])
+            else:
+                ax.set_yticks(range(len(levels)), levels)
+                ax.set_ylabel(getattr(self.y, "name", None) or "")
             ax.invert_yaxis()  # the first level on top
         elif self.y is not None:
             handles = [
                 Line2D([], [], color=color, marker=marker, linestyle="", label=level)
                 for level, (color, marker) in zip(levels, looks, strict=True)
             ]
-            self.legend_ = legend_outside(ax, handles, title=getattr(self.y, "name", None))
+            self.legend_ = legend_outside(ax, handles, getattr(self.y, "name", None))
         return points
 
 
@@ -333,13 +342,13 @@ class TrainingDisplay:
         """
         ax = axes(ax)
         self.lines_ = []
-        curves = ("training", self.training, COLORS[0]), ("held-out", self.validation, COLORS[6])
+        curves = ("training", self.training, BLUE), ("held-out", self.validation, ORANGE)
         for label, curve, color in curves:
             if len(curve):
                 epochs = np.arange(1, len(curve) + 1)
                 # a curve of one epoch is a point
                 look = {"label": label, "color": color, "marker": "" if len(curve) > 1 else "o"}
-                self.lines_ += ax.plot(epochs, curve, **look | kwargs)
+                self.lines_ += ax.plot(epochs, curve, **styled(look, kwargs, "line"))
         values = np.concatenate([self.training, self.validation])
         if len(self.validation) and self.best_score is not None:
             best, which = int(np.argmax(self.validation)) + 1, "epoch "
@@ -355,13 +364,15 @@ class TrainingDisplay:
             # the first epochs may be so bad that nothing else could be seen
             top, usual = finite.max(), np.percentile(finite, 10)
             floor = usual - (top - usual)
-            below = sorted({i + 1 for _, c, _ in curves for i in np.flatnonzero(c < floor)})
+            below = sorted({i + 1 for _, c, _ in curves for i in np.flatnonzero(np.less(c, floor))})
             if below:
                 ax.set_ylim(floor, top + 0.05 * (top - floor))
-                xlabel += f"\n({len(below)} lie below, the last of them epoch {below[-1]})"
+                xlabel += f"\n({len(below)} of them lie below, up to epoch {below[-1]})"
         ax.set(xlabel=xlabel, ylabel="ELBO, nats per row")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(loc="lower right")
+        ax.legend(
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(self.lines_), frameon=False
+        )
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -443,10 +454,14 @@ class ComponentsDisplay:
         ax = axes(ax, figsize=(min(max(6.4, 0.35 * n), 14), 4.0))
         order = np.argsort(-self.information, kind="stable")
         # active ones come first, in this order
-        colors = [COLORS[0]] * self.n_active + [GREY] * (n - self.n_active)
-        self.bars_ = ax.bar(range(n), self.information[order], **{"color": colors} | kwargs)
+        colors = [BLUE] * self.n_active + [GREY] * (n - self.n_active)
+        look = styled({"color": colors}, kwargs, "patch")
+        self.bars_ = ax.bar(range(n), self.information[order], **look)
         if n <= 16:
             ax.bar_label(self.bars_, fmt="%.2f", fontsize="small")
+        if 0 < self.n_active < n:  # seen also where bars are too low to have a colour
+            ax.axvline(self.n_active - 0.5, color="0.5", linestyle=":")
+        ax.margins(x=0.01, y=0.1)
         at = range(0, n, math.ceil(n / 40))
         ax.set_xticks(at, [str(order[i]) for i in at])
         ax.set(
@@ -606,33 +621,26 @@ class ReconstructionDisplay:
 
     def _draw_profiles(self, ax: Any, kwargs: Any) -> tuple[Any, Array]:
         n_rows, n_features = self.rows.shape
-        size = min(max(6.4, 0.25 * n_features), 14), 1.6
-        ax, panels = panels_in(ax, (n_rows, 1), n_rows, size)
+        longest = max(map(len, self.feature_names))
+        size = min(max(6.4, 0.25 * n_features), 12) + 2.5, 1.5 * n_rows + 0.08 * longest + 0.3
+        ax, panels, side = panels_in(ax, (n_rows, 1), n_rows, size, shared=True)
         at = np.arange(n_features)
-        look = {"color": COLORS[0], "marker": "o", "markersize": 4, "capsize": 2}
+        look = {"color": BLUE, "marker": "o", "markersize": 4, "capsize": 2}
+        look = styled(look, kwargs, "line")
         for i, panel in enumerate(panels):
             # observed cells are circles, so that what lies in their middle is seen
             self.lines_ += panel.plot(
-                at, self.rows[i], "o", color="black", fillstyle="none", label="row", markersize=8
+                at, self.rows[i], "o", color="black", fillstyle="none", markersize=8
             )
             self.errorbars_.append(
-                panel.errorbar(
-                    at,
-                    self.reconstructions[i],
-                    yerr=self.noise,
-                    **{"label": "reconstructed, one sd of noise"} | look | kwargs,
-                )
+                panel.errorbar(at, self.reconstructions[i], yerr=self.noise, **look)
             )
-            panel.sharex(panels[0])
-            panel.sharey(panels[0])
             panel.set_ylabel(f"row {i}")
-            panel.tick_params(labelbottom=i == n_rows - 1)
+            panel.tick_params(labelbottom=panel is panels[-1])
         name_features(panels[-1], self.feature_names)
-        title = "standard deviations from the columns' means"
-        if self.left_out:
-            title += f"\nnot drawn, as they hold text: {', '.join(self.left_out)}"
-        ax.set_title(title)
-        legend_outside(panels[0], None)
+        title = "standard deviations\nfrom the columns' means" + without(self.left_out)
+        handles = {"row": self.lines_[0], "reconstructed,\n± sd of the noise": self.errorbars_[0]}
+        legend_outside(side, handles.values(), title, labels=handles.keys())
         return ax, panels
 
 
@@ -800,31 +808,29 @@ class TraversalDisplay:
 
     def _draw_lines(self, ax: Any, kwargs: Any) -> tuple[Any, Array]:
         n_walks, _, n_features = self.walks.shape
-        ax, panels = panels_in(ax, (n_walks, 1), n_walks, (6.4, 2.2))
+        size = 8.9, 2.0 * n_walks + 1.6
+        ax, panels, side = panels_in(ax, (n_walks, 1), n_walks, size, shared=True)
         # where there are many features, those that change most have colours
-        most = np.argsort(-np.ptp(self.walks, axis=1).max(0), kind="stable")[:LINES]
-        color = {j: COLORS[i] for i, j in enumerate(sorted(most))}
+        change = np.ptp(self.walks, axis=1)
+        rank = (-change).argsort(1).argsort(1)  # in each walk
+        most = np.lexsort((-change.max(0), rank.min(0)))[:LINES]
+        color = {int(j): COLORS[i] for i, j in enumerate(sorted(most))}
         for walk, label, panel in zip(self.walks, self.labels, panels, strict=True):
             lines = []
             for j in range(n_features):
                 look = {"color": color.get(j, GREY), "zorder": 2 if j in color else 1}
-                lines += panel.plot(self.values, walk[:, j], **look | kwargs)
+                lines += panel.plot(self.values, walk[:, j], **styled(look, kwargs, "line"))
             self.lines_.append(lines)
-            panel.sharex(panels[0])
-            panel.sharey(panels[0])
             panel.set_title(label, fontsize="medium")
+            panel.set_ylabel("change, sd")
             panel.tick_params(labelbottom=panel is panels[-1])
-            panel.margins(x=0)
-        panels[-1].set_xlabel("value of the component")
-        panels[n_walks // 2].set_ylabel("change, standard deviations")
-        names, handles = list(self.feature_names), self.lines_[0]
-        shown = {names[j]: handles[j] for j in color}
+        panels[-1].set(xlabel="value of the component", xlim=(self.values[0], self.values[-1]))
+        shown = {self.feature_names[j]: self.lines_[0][j] for j in color}
         others = [j for j in range(n_features) if j not in color]
         if others:
-            shown[f"{len(others)} others"] = handles[others[0]]
-        self.legend_ = legend_outside(panels[0], shown.values(), labels=shown.keys())
-        if self.left_out:
-            ax.set_title(f"not drawn, as they hold text: {', '.join(self.left_out)}")
+            shown[f"{len(others)} others"] = self.lines_[0][others[0]]
+        title = without(self.left_out).strip() or None
+        self.legend_ = legend_outside(side, shown.values(), title, labels=shown.keys())
         return ax, panels
 
 
@@ -954,32 +960,32 @@ class MarginalsDisplay:
         display : MarginalsDisplay
         """
         n = len(self.feature_names)
-        n_columns = min(n, 4 if n > 6 else 3)
-        ax, self.axes_ = panels_in(ax, (-(-n // n_columns), n_columns), n, (2.8, 2.4))
+        n_columns = n if n <= 3 else min(math.ceil(math.sqrt(n)), 4)
+        n_lines = math.ceil(n / n_columns)
+        size = 2.6 * n_columns + 1.6, 2.2 * n_lines + 0.4
+        ax, self.axes_, side = panels_in(ax, (n_lines, n_columns), n, size, shared=False)
         self.artists_ = []
-        pale = {"facecolor": (COLORS[0], 0.45), "label": "observed"}
-        line = {"edgecolor": COLORS[6], "linewidth": 1.5, "label": "sampled"}
+        pale = styled({"facecolor": (BLUE, 0.45), "edgecolor": "none"}, kwargs, "patch")
+        line = {"facecolor": "none", "edgecolor": ORANGE, "linewidth": 1.5}
+        line = styled(line, kwargs, "patch")
         for i, panel in enumerate(self.axes_):
             bins, observed, sampled = self.bins[i], self.observed[i], self.sampled[i]
             if len(bins) > len(observed):
-                one = panel.stairs(
-                    observed, bins, **{"fill": True, "edgecolor": "none"} | pale | kwargs
-                )
-                two = panel.stairs(sampled, bins, **line | kwargs)
+                one = panel.stairs(observed, bins, **{"fill": True} | pale)
+                two = panel.stairs(sampled, bins, **line)
             else:
                 at = np.arange(len(bins))
-                one = panel.bar(at - 0.2, observed, 0.4, **pale | kwargs)
-                two = panel.bar(at + 0.2, sampled, 0.4, **{"facecolor": "none"} | line | kwargs)
-                long = sum(map(len, bins)) > 24
-                panel.set_xticks(at, bins, rotation=90 if long else 0)
+                one = panel.bar(at - 0.2, observed, 0.4, **pale)
+                two = panel.bar(at + 0.2, sampled, 0.4, **line)
+                upright = len(bins) > 3 and sum(map(len, bins)) > 12
+                panel.set_xticks(at, bins, rotation=90 if upright else 0)
             self.artists_.append((one, two))
             panel.set_title(self.feature_names[i], fontsize="medium")
             panel.set_xlabel(self.notes[i], fontsize="small")
             if i % n_columns == 0:
                 panel.set_ylabel("share")
-        if n < self.n_features:
-            ax.set_title(f"{n} of {self.n_features} columns")
-        self.legend_ = legend_outside(self.axes_[n_columns - 1], self.artists_[n_columns - 1])
+        title = f"{n} of {self.n_features} columns" if n < self.n_features else None
+        self.legend_ = legend_outside(side, self.artists_[0], title, labels=["observed", "sampled"])
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -1016,7 +1022,7 @@ class AnomalyDisplay:
     >>> scores = np.append(np.linspace(-2.0, 0.0, 99), -1e6)
     >>> print(AnomalyDisplay(scores=scores).plot().ax_.get_xlabel())
     log-density, nats per row
-    (first bin: 1 row from -1e+06 on)
+    (first bin: 1 row more, down to -1e+06)
     """
 
     def __init__(self, *, scores: Array, y: Any = None, offset: float | None = None) -> None:
@@ -1079,7 +1085,7 @@ class AnomalyDisplay:
         """
         ax = axes(ax)
         scores, n_rows = np.asarray(self.scores, dtype=np.float64), len(self.scores)
-        self.edges_ = bin_edges(scores, int(np.clip(2 * n_rows ** (1 / 3), 10, 60)), False)
+        self.edges_ = bin_edges(scores, int(np.clip(3 * n_rows ** (1 / 3), 10, 60)), 0.25)
         groups = {f"{n_rows} rows": np.ones(n_rows, dtype=bool)}
         if self.y is not None:
             cells, there = cells_of(self.y)
@@ -1091,30 +1097,29 @@ class AnomalyDisplay:
         self.stairs_ = []
         for i, (label, rows) in enumerate(groups.items()):
             color = COLORS[i % len(COLORS)]
-            look = {"fill": True, "facecolor": (color, 0.35), "edgecolor": color}
-            shares = shares_in(scores[rows], self.edges_)
+            look = {"fill": True, "facecolor": (color, 0.35), "edgecolor": color, "linewidth": 1.5}
+            look = styled(look | {"label": label}, kwargs, "patch")
             self.stairs_.append(
-                ax.stairs(shares, self.edges_, **look | {"label": label, "linewidth": 1.5} | kwargs)
+                ax.stairs(shares_in(scores[rows], self.edges_), self.edges_, **look)
             )
         self.line_ = None
         if self.offset is not None:
             below = (scores < self.offset).mean()
-            label = f"offset_ {self.offset:.4g}: {below:.1%} of rows below"
+            label = f"offset_ {self.offset:.4g}:\n{below:.1%} of rows below"
             self.line_ = ax.axvline(self.offset, color="black", linestyle="--", label=label)
         xlabel = "log-density, nats per row"
-        ends = (
-            ("first", scores < self.edges_[0], scores.min()),
-            ("last", scores > self.edges_[-1], scores.max()),
-        )
         notes = []
-        for which, beyond, extreme in ends:
+        for which, beyond, extreme in (
+            ("first", scores < self.edges_[0], f"down to {scores.min():.3g}"),
+            ("last", scores > self.edges_[-1], f"up to {scores.max():.3g}"),
+        ):
             if n := int(beyond.sum()):
-                notes.append(f"{which} bin: {n} row{'s' * (n > 1)} from {extreme:.3g} on")
+                notes.append(f"{which} bin: {n} row{'s' * (n > 1)} more, {extreme}")
         if notes:
             xlabel += f"\n({', '.join(notes)})"
         ax.set(xlabel=xlabel, ylabel="share of rows")
         if self.y is not None or self.offset is not None:
-            title = getattr(self.y, "name", None)
-            ax.legend(loc="upper left", title=title)
+            handles = [*self.stairs_, *([] if self.line_ is None else [self.line_])]
+            legend_outside(ax, handles, getattr(self.y, "name", None))
         self.ax_, self.figure_ = ax, ax.figure
         return self

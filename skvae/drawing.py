@@ -11,26 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
+from scipy.stats import norm
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from .checks import check_integer, check_sizes
 
 Array = NDArray[Any]
-# Petroff's ten, which the colour-blind can tell apart (arXiv:2107.02270)
+# Petroff's ten, which the colour-blind can tell apart (arXiv:2107.02270); his greys come last
 COLORS = (
     "#3f90da",
     "#ffa90e",
     "#bd1f01",
-    "#94a4a2",
     "#832db6",
     "#a96b59",
     "#e76300",
     "#b9ac70",
-    "#717581",
     "#92dadd",
+    "#94a4a2",
+    "#717581",
 )
-GREY = "0.75"  # what has no label
+BLUE, ORANGE = COLORS[0], COLORS[5]
+GREY = "0.82"  # what has no label, and what does not count
 DISTINCT = 20  # more levels than this are not told apart, more whole numbers are a scale
 BARS = 10  # levels of a marginal that have a bar of their own
 PANELS = 12  # marginals that are drawn where none are named
@@ -78,8 +80,9 @@ def find_model(estimator: Any, X: Any = None, names: Any = None) -> tuple[Any, A
             f"estimator that holds one as estimator_, got {last!r}. Of a longer pipeline pass the "
             "part up to the model, such as pipeline[:2]."
         )
-    if X is not None and not hasattr(X, "columns"):
-        X = X.tocsr() if issparse(X) else np.asarray(X)
+    if X is not None and not hasattr(X, "shape"):
+        X = np.asarray(X)
+    X = X.tocsr() if issparse(X) else X  # which has rows and columns to take
     if names is None:
         names = getattr(X, "columns", getattr(last, "feature_names_in_", None))
     if names is None:
@@ -130,7 +133,8 @@ def cells_of(column: Any) -> tuple[Array, NDArray[np.bool_]]:
     elif hasattr(column, "is_null"):  # polars
         there = ~column.is_null().to_numpy()
     else:
-        column = np.asarray(column)
+        if not isinstance(column, np.ndarray):  # of a list, NaN beside text would be text
+            column = np.asarray(column, dtype=object)
         there = np.ones(len(column), dtype=bool)
         if column.dtype == object:
             there = np.array([cell is not None and cell == cell for cell in column], dtype=bool)
@@ -139,9 +143,9 @@ def cells_of(column: Any) -> tuple[Array, NDArray[np.bool_]]:
     else:
         cells = np.array([c for c, here in zip(column, there, strict=True) if here])
     if cells.dtype.kind == "f":
-        numbers = ~np.isnan(cells)
-        there[there] = numbers
-        cells = cells[numbers]
+        number = ~np.isnan(cells)
+        there[there] = number
+        cells = cells[number]
     return cells, there
 
 
@@ -157,6 +161,8 @@ def numbers(X: Any, which: Sequence[int] | None = None) -> tuple[Array, list[int
     X = X.toarray() if issparse(X) else X
     columns = {j: column_of(X, j) for j in (range(X.shape[1]) if which is None else which)}
     kept = [j for j, (cells, _) in columns.items() if which or cells.dtype.kind in "biuf"]
+    if not kept:
+        raise ValueError("X holds text alone: there are no numbers to draw.")
     out = np.full((X.shape[0], len(kept)), np.nan)
     for i, j in enumerate(kept):
         cells, there = columns[j]
@@ -196,7 +202,7 @@ def levels_of(cells: Array, most: int) -> tuple[list[str], NDArray[np.intp]]:
     In their order, but of text beyond ``most`` the most frequent ones, and one that holds the rest.
     """
     levels, codes, counts = np.unique(cells, return_inverse=True, return_counts=True)
-    names = [f"{x:g}" if cells.dtype.kind in "iuf" else str(x) for x in levels]
+    names = [f"{x:g}" if cells.dtype.kind == "f" else str(x) for x in levels]
     if len(levels) <= most:
         return names, codes
     order = np.argsort(-counts, kind="stable")
@@ -216,50 +222,79 @@ def axes(ax: Any, **figure: Any) -> Any:
     return ax
 
 
-def panels_in(ax: Any, shape: tuple[int, int], n_panels: int, size: tuple[float, float]) -> Any:
-    """Axes inside of the given ones, which frame them, or inside those of a new figure."""
-    n_rows, n_columns = shape
-    ax = axes(ax, figsize=(n_columns * size[0], n_rows * size[1]))
+def styled(defaults: dict[str, Any], kwargs: dict[str, Any], artist: str) -> dict[str, Any]:
+    """How something looks, overruled by keywords in any spelling that matplotlib knows."""
+    from matplotlib import cbook, collections, lines, patches
+
+    kinds = {"line": lines.Line2D, "patch": patches.Patch, "points": collections.PathCollection}
+    given = cbook.normalize_kwargs(kwargs, kinds[artist])
+    # one colour for all in place of those of face and edge
+    parts = {"facecolor", "edgecolor"} if "color" in given else set()
+    return {name: value for name, value in defaults.items() if name not in parts} | given
+
+
+def panels_in(
+    ax: Any, shape: tuple[int, int], n_panels: int, figsize: tuple[float, float], shared: bool
+) -> tuple[Any, Array, Any]:
+    """Axes in a grid inside of the given ones, or of a new figure's; and axes for a legend.
+
+    The legend's stand to the right of all rows: it would stretch the row of a panel of its own.
+    """
+    ax = axes(ax, figsize=figsize)
     figure, spec = ax.figure, ax.get_subplotspec()
     if spec is None:
         raise ValueError(f"ax must be made by subplots, to be divided into panels, got {ax!r}.")
     current = figure.gca()
     ax.set_axis_off()
-    # a layout engine finds the space between panels itself
-    space = {} if figure.get_layout_engine() else {"hspace": 0.6, "wspace": 0.4}
-    grid = spec.subgridspec(n_rows, n_columns, **space)
-    panels = [figure.add_subplot(grid[divmod(i, n_columns)]) for i in range(n_panels)]
+    n_rows, n_columns = shape
+    width, space = 0.01, {}
+    if figure.get_layout_engine() is None:  # else it finds the space between panels itself
+        width, space = 0.6, {"hspace": 0.6, "wspace": 0.4}
+    grid = spec.subgridspec(
+        n_rows, n_columns + 1, width_ratios=[1.0] * n_columns + [width], **space
+    )
+    panels: list[Any] = []
+    for i in range(n_panels):
+        first = panels[0] if shared and panels else None
+        cell = grid[divmod(i, n_columns)]
+        panels.append(figure.add_subplot(cell, sharex=first, sharey=first))
+    side = figure.add_subplot(grid[:, -1])
+    side.set_axis_off()
     figure.sca(current)
-    return ax, np.array(panels)
+    return ax, np.array(panels), side
 
 
-def legend_outside(ax: Any, handles: Any, **kwargs: Any) -> Any:
-    """A legend to the right of the axes, where no point lies."""
+def legend_outside(ax: Any, handles: Any, title: str | None = None, **kwargs: Any) -> Any:
+    """A legend to the right of the axes, where nothing else is drawn."""
     return ax.legend(
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         borderaxespad=0.0,
         frameon=False,
+        title=title,
+        alignment="left",
         **kwargs,
     )
 
 
-def bin_edges(values: Array, n_bins: int, whole: bool) -> Array:
-    """Edges of bins that leave far tails out, which would squeeze everything else into one bin.
+def bin_edges(values: Array, n_bins: int, tail: float, whole: bool = False) -> Array:
+    """Edges of bins without far tails, which would squeeze everything else into one bin.
 
-    They span the middle half of the values and three of its widths on either side; where that half
-    is a single value, a larger part.
+    They span the values between the quantiles of ``tail`` and 1 - ``tail``, and so much on either
+    side that they reached six standard deviations if the values were normal; all values where those
+    are not twice as wide, or where the quantiles are equal.
     """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return np.array([-0.5, 0.5])
-    for percent in (25, 10, 2, 0):
-        low, high = np.percentile(finite, [percent, 100 - percent])
-        if high > low:
-            break
-    width = 3 * (high - low)
-    low, high = max(finite.min(), low - width), min(finite.max(), high + width)
+    smallest, largest = finite.min(), finite.max()
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    z = norm.isf(tail)
+    reach = (high - low) * (6 - z) / (2 * z)
+    low, high = max(smallest, low - reach), min(largest, high + reach)
+    if low == high or largest - smallest <= 2 * (high - low):
+        low, high = smallest, largest
     if whole or low == high:  # bins in the middle of which whole numbers lie
         step = max(1, math.ceil((high - low + 1) / n_bins))
         return np.arange(math.floor(low) - 0.5, high + step, step)
@@ -349,6 +384,11 @@ def noise_std(model: Any, names: Sequence[str]) -> Array:
     return std
 
 
+def without(left_out: Sequence[str]) -> str:
+    """Lines of a legend's title, where columns of text are not drawn."""
+    return f"\nnot drawn (text): {', '.join(left_out)}" if left_out else ""
+
+
 def name_features(ax: Any, names: Sequence[str]) -> None:
     """Names along the x-axis, as many as can be read."""
     step = math.ceil(len(names) / 40)
@@ -384,11 +424,11 @@ def marginal(cells: Array, there: Array, drawn: Array) -> tuple[Any, Array, Arra
         names, codes = levels_of(both, BARS)
         counts = [np.bincount(c, minlength=len(names)) for c in np.split(codes, [len(cells)])]
         observed, sampled = (c / max(c.sum(), 1) for c in counts)
-        return names, observed, sampled, ", ".join(notes)
+        return names, observed, sampled, "\n".join(notes)
     n_bins = int(np.clip(2 * min(len(cells), len(drawn)) ** (1 / 3), 10, 40))
-    edges = bin_edges(both, n_bins, bool((cells == np.round(cells)).all()))
+    edges = bin_edges(both, n_bins, 0.01, bool((cells == np.round(cells)).all()))
     for name, values in ("observed", cells), ("sampled", drawn):
-        beyond = ((values < edges[0]) | (values > edges[-1])).mean()
+        beyond = ((values < edges[0]) | (values > edges[-1])).sum()
         if beyond:
-            notes.append(f"{name}: {beyond:.1%} beyond")
-    return edges, shares_in(cells, edges), shares_in(drawn, edges), ", ".join(notes)
+            notes.append(f"{name}: {beyond / len(values):.1%} beyond")
+    return edges, shares_in(cells, edges), shares_in(drawn, edges), "\n".join(notes)

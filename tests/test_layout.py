@@ -90,12 +90,14 @@ def test_the_star():
         "width",
     }
     assert set(imports("imputer")) == {"estimator", "columns"}
-    assert set(imports("latent")) == {"checks"}
+    assert set(imports("latent")) == set(imports("drawing")) == {"checks"}
+    assert set(imports("display")) == {"checks", "drawing", "latent"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
 
 
 def test_every_file_has_its_place():
-    others = "gradients checks spread families targets fitting estimator imputer latent __init__"
+    others = "gradients checks spread families targets fitting estimator imputer latent "
+    others += "drawing display __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 
