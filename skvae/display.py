@@ -254,7 +254,9 @@ class LatentDisplay:
                 Line2D([], [], color=color, marker=marker, linestyle="", label=level)
                 for level, (color, marker) in zip(levels, looks, strict=True)
             ]
-            self.legend_ = legend_outside(ax, handles, getattr(self.y, "name", None))
+            size = "small" if len(levels) > len(COLORS) else "medium"
+            name = getattr(self.y, "name", None)
+            self.legend_ = legend_outside(ax, handles, name, fontsize=size)
         return points
 
 

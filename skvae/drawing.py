@@ -33,6 +33,7 @@ COLORS = (
 )
 BLUE, ORANGE = COLORS[0], COLORS[5]
 GREY = "0.82"  # what has no label, and what does not count
+TINT = "#cfe2f3"  # of pixels that are missing
 DISTINCT = 20  # more levels than this are not told apart, more whole numbers are a scale
 BARS = 10  # levels of a marginal that have a bar of their own
 PANELS = 12  # marginals that are drawn where none are named
@@ -343,6 +344,8 @@ def draw_images(
     each = min(1.0, 12 / n_columns)
     ax = axes(ax, figsize=(n_columns * each + 1.5, n_rows * each * height / width + 0.6))
     image = ax.imshow(sheet, **{"cmap": "gray", "interpolation": "nearest"} | kwargs)
+    if np.isnan(images).any():  # missing cells would look like the brightest ones
+        image.set_cmap(image.get_cmap().with_extremes(bad=TINT))
     ax.set_yticks(tops + (height - 1) / 2, row_labels)
     ax.set_xticks(lefts + (width - 1) / 2, [""] * n_columns)
     ax.tick_params(length=0)

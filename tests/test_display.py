@@ -267,6 +267,14 @@ def test_images_are_the_rows_and_their_reconstructions(digits):
     assert display.image_.get_clim() == (DIGITS[:3].min(), DIGITS[:3].max())
 
 
+def test_missing_pixels_are_neither_bright_nor_dark(digits):
+    X = DIGITS[:3].copy()
+    X[1, 20] = np.nan
+    display = ReconstructionDisplay.from_estimator(digits, X, image_shape=(8, 8))
+    assert np.isnan(display.image_.get_array().filled(np.nan)[2, 9 + 4])
+    assert to_rgb(display.image_.get_cmap().get_bad()) == to_rgb("#cfe2f3")
+
+
 def test_coloured_images_are_scaled_to_what_is_shown():
     X = np.random.default_rng(0).normal(size=(50, 12))
     vae = linear(X)
