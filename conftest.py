@@ -1,8 +1,14 @@
 """Settings that must stand before anything imports scipy or scikit-learn."""
 
 import os
+from importlib.util import find_spec
 
 # Without it scikit-learn silently skips its array checks; scipy reads it once, at import.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# No window opens where displays are tested.
+os.environ.setdefault("MPLBACKEND", "agg")
 # The tests' models are tiny, and a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The examples of displays draw.
+collect_ignore = [] if find_spec("matplotlib") else ["skvae/display.py"]

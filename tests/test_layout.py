@@ -85,13 +85,15 @@ def test_the_star():
     assert set(estimator) <= wanted
     assert estimator.get("networks", set()) <= {"Spread", "slices", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
-    assert set(imports("latent")) == {"checks"}
+    assert set(imports("latent")) == set(imports("drawing")) == {"checks"}
+    assert set(imports("display")) == {"checks", "drawing", "latent"}
     assert set(imports("__init__")) == {"estimator", "imputer"}
 
 
 def test_every_file_has_its_place():
-    others = "gradients checks spread families targets settings fitting estimator imputer latent"
-    assert set(FILES) == LEAVES | {*others.split(), "__init__"}
+    others = "gradients checks spread families targets settings fitting estimator imputer latent "
+    others += "drawing display __init__"
+    assert set(FILES) == LEAVES | set(others.split())
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
