@@ -81,7 +81,7 @@ def test_the_star():
     assert set(imports("fitting")) <= LEAVES | {"spread", "families", "targets", "settings"}
     estimator = imports("estimator")
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
-    wanted |= {"checks", "settings"}
+    wanted |= {"checks", "settings", "priors"}
     assert set(estimator) <= wanted
     assert estimator.get("networks", set()) <= {"Spread", "slices", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
