@@ -2,7 +2,8 @@
 
 from .estimator import VAETransformer
 from .imputer import VAEImputer
+from .outlier import VAEOutlierDetector
 
 __version__ = "0.1.0"
 
-__all__ = ["VAEImputer", "VAETransformer"]
+__all__ = ["VAEImputer", "VAEOutlierDetector", "VAETransformer"]

@@ -85,14 +85,15 @@ def test_the_star():
     assert set(estimator) <= wanted
     assert estimator.get("networks", set()) <= {"Spread", "slices", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
+    assert set(imports("outlier")) == {"estimator", "checks"}
     assert set(imports("latent")) == set(imports("drawing")) == {"checks"}
     assert set(imports("display")) == {"checks", "drawing", "latent"}
-    assert set(imports("__init__")) == {"estimator", "imputer"}
+    assert set(imports("__init__")) == {"estimator", "imputer", "outlier"}
 
 
 def test_every_file_has_its_place():
     others = "gradients checks spread families targets settings fitting estimator imputer latent "
-    others += "drawing display __init__"
+    others += "outlier drawing display __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 
