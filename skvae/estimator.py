@@ -6,6 +6,7 @@ The only file that knows scikit-learn's contract. The fit itself is in ``fitting
 import contextlib
 import copy
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from . import columns
 from .checks import check_integer
-from .families import COUNTS, gaussian_part, gaussian_raw, support
+from .diagnostics import ACTIVE_KL, efficiency, explained_share, moments, summary
+from .families import COUNTS, gaussian_part, support
 from .fitting import AnyRows, Fit
 from .likelihoods import Gaussian
 from .networks import Spread, slices, width
@@ -46,7 +48,6 @@ except ImportError:  # pragma: no cover
         return method
 
 
-ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
@@ -229,7 +230,8 @@ class VAETransformer(
         Seeds weights, held-out rows, order and noise. An int gives the same bits each time, at an
         equal number of torch threads. torch's and numpy's global generators are left alone.
     verbose : int, default=0
-        1 prints a line an epoch of `fit`; `partial_fit` prints nothing.
+        1 prints a line an epoch of `fit`: the ELBO of training and of held-out rows, the latter's
+        KL, all in nats per row, and the seconds until ``max_iter``; `partial_fit` prints nothing.
     device : str, default="auto"
         Where to train: "cpu", "cuda", "cuda:1", "mps"; "auto" takes CUDA where there is one. The
         fitted model is on the CPU.
@@ -275,6 +277,19 @@ class VAETransformer(
         it says about them. Without meaning where ``beta=0``: NaN.
     n_active_components_ : int
         Components that carry more than 0.01 nats; with ``beta=0``, all.
+    explained_share_ : ndarray of shape (n_components,)
+        What each component explains of the rows, as a share of what all do: the rise of
+        ``-log p(x | z)``, with z the encoder's mean, when it is set to 0, over the rise when all
+        are. `PCA`'s ``explained_variance_ratio_``, scaled to sum to 1, where decoder and encoder
+        are linear and all columns have one spread; else components may share what they explain,
+        and the sum is not 1. Over up to 1,000 training rows.
+    linear_gain_, linear_gain_error_ : float or None
+        How much the held-out rows' ELBO gained by training over the linear start (with
+        ``warm_start``, over where it went on), nats per row, and the standard error. Above two
+        standard errors it does more than a linear model would. None without held-out rows.
+    score_efficiency_ : float or None
+        Share of the points of `score_samples` that count, as an effective sample size; the median
+        of some training rows. Near zero a single row's score is rough.
     effective_sample_size_ : ndarray of shape (n_rows,)
         Of the last ``sample(given=...)``: how many points stood for the posterior of each row.
 
@@ -584,13 +599,19 @@ class VAETransformer(
         self, context: Any, fit: Fit, given: dict[str, Any]
     ) -> Callable[[int, float, float | None, VAE], bool]:
         """What happens after each epoch: a printed line, callbacks. True stops the training."""
+        began = time.perf_counter()
 
         def on_epoch(epoch: int, loss: float, score: float | None, model: VAE) -> bool:
             if self.verbose:
                 held_out = (
                     "" if score is None else f"  held-out ELBO {score - fit.held_out_unit:12.4f}"
                 )
-                print(f"epoch {epoch:4d}  training ELBO {-loss - fit.unit:12.4f}{held_out}")
+                kl = f"  KL {fit.divergence(model):9.4f}" if self.beta else ""
+                left = (time.perf_counter() - began) / epoch * (self.max_iter - epoch)
+                print(
+                    f"epoch {epoch:4d}  training ELBO {-loss - fit.unit:12.4f}{held_out}{kl}"
+                    f"  at most {left:6.0f} s left"
+                )
             if context is None:
                 return False
 
@@ -624,41 +645,52 @@ class VAETransformer(
             self.best_validation_score_ = fit.best_score - fit.held_out_unit
         self.precision_power_ = fit.power
         self.linear_encoder_ = fit.linear_encoder
+        self.linear_gain_: float | None = None
+        self.linear_gain_error_: float | None = None
+        if fit.gain is not None:
+            self.linear_gain_, self.linear_gain_error_ = fit.gain
         module = self._module(np.dtype(np.float32))  # enough for means over rows
-        normal = gaussian_part(module.likelihood)
-        size = max(1, WORKSPACE // (8 * width(module)))
-        shares = some.share.split(size)
-        closed = getattr(module.prior, "kl", None)
-        # sums of KL, or of mean, mean^2, variance and log-variance
-        sums = torch.zeros(1 if closed else 4, self._n_features_out, dtype=torch.float64)
-        variance = torch.full((self.n_features_in_,), math.nan, dtype=torch.float64)
-        if normal is not None:
-            part, normal_columns = normal
-            variance[normal_columns] = 0.0
-        with torch.no_grad():
-            for (targets, _), share in zip(some.parts(size), shares, strict=True):
-                mean, log_var = module.posterior(targets)
-                moments = mean, mean.square(), log_var.exp(), log_var
-                each = [closed(mean, log_var)] if closed else moments
-                sums += torch.stack([share @ cells.double() for cells in each])
-                if normal is not None and part.varies:
-                    raw = gaussian_raw(module.likelihood, module.decoder(mean))
-                    variance[normal_columns] += share @ part.log_var(raw).exp().double()
-        kl = sums[0] if closed else _kl_to_normal(*sums)
-        self.kl_per_component_ = kl.numpy()
+        self.kl_per_component_, variance = moments(module, some)
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
+        self.explained_share_ = explained_share(module, some)
+        self.score_efficiency_: float | None = None
         if self.beta == 0:
             self.kl_per_component_ = np.full(self._n_features_out, math.nan)
             self.n_active_components_ = self._n_features_out
+        else:
+            points = self._points(self.n_score_samples, self._score_seed)
+            self.score_efficiency_ = efficiency(self.module_, some, *points)
         self.__dict__.pop("noise_variance_", None)  # an earlier fit's
+        normal = gaussian_part(self.module_.likelihood)
         if normal is not None:
-            if not part.varies:
-                exact = gaussian_part(self.module_.likelihood)
-                assert exact is not None
-                variance[normal_columns] = exact[0].log_var(torch.empty(0)).detach().exp()
+            part, normal_columns = normal
             with np.errstate(over="ignore", under="ignore"):  # units beyond 1e154 or below 1e-154
-                self.noise_variance_ = variance.numpy()
-                self.noise_variance_[normal_columns] *= part.scale**2
+                variance[normal_columns] *= part.scale**2
+            self.noise_variance_ = variance
+
+    def summary(self) -> str:
+        """What is worth knowing about the fit, in words.
+
+        How long it trained, whether it does more than a linear model, which components carry
+        information and which collapsed, whether scores are to be relied on.
+
+        Returns
+        -------
+        text : str
+            A few lines, to print.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skvae import VAETransformer
+        >>> print(VAETransformer(random_state=0).fit(load_iris().data).summary())
+        VAETransformer(random_state=0)
+        Training: ... epochs. Best held-out ELBO ... nats per row.
+          Gain over the linear start: ... nats per held-out row.
+        ...
+        """
+        check_is_fitted(self)
+        return summary(self)
 
     def _warn(self, fit: Fit) -> None:
         """Warn of interruption and non-convergence, at the line that called `fit`."""
@@ -1124,12 +1156,6 @@ class VAETransformer(
         tags.input_tags.allow_nan = True
         tags.input_tags.sparse = True
         return tags
-
-
-def _kl_to_normal(mean: Tensor, square: Tensor, var: Tensor, log_var: Tensor) -> Tensor:
-    """Mean KL of posteriors to the normal of their mixture's moments, from means over rows."""
-    out: Tensor = 0.5 * ((var + square - mean.square()).log() - log_var)
-    return out
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ PART = 2**18  # numbers that an array holds where rows are read for one sum afte
 PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
+SHOWN = 1_000  # rows whose KL is told after an epoch
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_CELLS = 2**22  # and cells of these
 SPREAD_ROUNDS = 2
@@ -104,6 +105,8 @@ class Fit:
         self.losses: list[float] = []
         self.scores: list[float] = []
         self.best_score: float | None = None
+        self.gain: tuple[float, float] | None = None  # of held-out rows, and its standard error
+        self.shown: Stored  # while a fit runs: rows whose KL is told
         self.interrupted = self.improving = False
         self.linear_encoder = False
         self.power = 0.0
@@ -140,8 +143,9 @@ class Fit:
         fixed = torch.Generator().manual_seed(self.seed + 1)
         train, held_out = data.split(size, fixed)
         self.unit, self.held_out_unit = train.unit, held_out.unit
-        self.losses, self.scores, self.best_score = [], [], None
+        self.losses, self.scores, self.best_score, self.gain = [], [], None, None
         self.interrupted = self.improving = False
+        self.shown = (held_out if size else train).head(SHOWN)
         if s.max_iter > 0:
             # the same noise for each evaluation: (n_draws, n, n_components)
             n_draws = max(min(16, 1024 // max(len(held_out), 1)), s.n_importance_samples, 1)
@@ -156,6 +160,7 @@ class Fit:
             self._fit_spread(train, held_out, fixed, go_on)
         elif not go_on:
             self.module = self._linear_density()
+        del self.shown
         self.generator_state = generator.get_state()
         return data
 
@@ -167,7 +172,7 @@ class Fit:
     def _run_pass(self, rows: AnyRows) -> Stored | Streamed:
         generator = self._generator()
         self.interrupted = self.improving = False
-        self.scores, self.best_score = [], None
+        self.scores, self.best_score, self.gain = [], None, None
         first = not hasattr(self, "mean")
         data = self._start(rows, generator) if first else self._read(rows)
         self.unit = data.unit
@@ -188,6 +193,16 @@ class Fit:
             self.module = self.mean
         self.generator_state = generator.get_state()
         return data
+
+    def divergence(self, model: VAE) -> float:
+        """KL of a model that is being trained, nats per row, over some of the rows."""
+        targets, _ = self.shown[:]
+        with torch.no_grad():
+            mean, log_var = model.posterior(targets.to(next(model.parameters())))
+            fixed = torch.Generator().manual_seed(self.seed)
+            noise = torch.randn(mean.shape, generator=fixed, dtype=F32).to(mean)
+            kl = model.divergence(mean, log_var, mean + (0.5 * log_var).exp() * noise)
+            return float(self.shown.share @ kl.to("cpu", F64))
 
     # ---------------------------------------------------------------- the start
 
@@ -566,7 +581,7 @@ class Fit:
             if its_history.interrupted:
                 history.interrupted = True  # keep what is finished
             elif not _proven(gains - its_gains):
-                encoder_too, model, history = False, alone, its_history
+                encoder_too, model, history, gains = False, alone, its_history, its_gains
         self.losses = history.losses
         self.interrupted = history.interrupted
         late = history.n_iter - history.best_iter < s.n_iter_no_change
@@ -575,6 +590,7 @@ class Fit:
         self.improving = history.n_iter == s.max_iter and not history.converged and late and rose
         if s.early_stopping:
             self.scores, self.best_score = history.scores, history.best_score
+            self.gain = _mean_and_error(gains.to("cpu", F64), held_out.share)
             if history.best_iter == 0:
                 return  # the exact start stays
         if few and not history.interrupted:
@@ -793,6 +809,14 @@ class Fit:
         if self.settings.batch_size != "auto":
             return int(self.settings.batch_size)
         return 128 if n_rows < 5_000 else 256
+
+
+def _mean_and_error(values: Tensor, share: Tensor) -> tuple[float, float]:
+    """Weighted mean, and its standard error; infinite of a single row."""
+    mean, n = share @ values, len(values)
+    if n == 1:
+        return float(mean), math.inf
+    return float(mean), math.sqrt(share.square() @ (values - mean).square() * n / (n - 1))
 
 
 def _proven(gains: Tensor) -> bool:

@@ -510,10 +510,17 @@ def test_verbose_prints_what_the_histories_say(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == estimator.n_iter_
     for i, line in enumerate(lines):
-        epoch, loss, score = map(float, re.findall(r"-?\d+(?:\.\d+)?", line))
+        epoch, loss, score, kl, left = map(float, re.findall(r"-?\d+(?:\.\d+)?", line))
         assert epoch == i + 1
         assert loss == pytest.approx(-estimator.loss_curve_[i], abs=1e-4)
         assert score == pytest.approx(estimator.validation_scores_[i], abs=1e-4)
+        assert 0 < kl < 20
+        assert left >= 0
+    assert len({len(line) for line in lines}) == 1  # aligned
+    whole = quick(verbose=1, max_iter=2, early_stopping=False, tol=0)
+    with pytest.warns(ConvergenceWarning, match="max_iter=2 was reached"):
+        whole.fit(X)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("at most      0 s left")
     quick().fit(X)
     assert capsys.readouterr().out == ""
 

@@ -77,11 +77,12 @@ def test_the_star():
     assert set(imports("spread")) <= LEAVES
     assert set(imports("families")) <= {"rows", "likelihoods"}
     assert set(imports("targets")) == {"training"}
+    assert set(imports("diagnostics")) == {"families", "networks", "targets"}
     assert set(imports("settings")) == {"checks", "families", "networks", "priors"}
     assert set(imports("fitting")) <= LEAVES | {"spread", "families", "targets", "settings"}
     estimator = imports("estimator")
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
-    wanted |= {"checks", "settings", "priors"}
+    wanted |= {"checks", "settings", "priors", "diagnostics"}
     assert set(estimator) <= wanted
     assert estimator.get("networks", set()) <= {"Spread", "slices", "width"}
     assert set(imports("imputer")) == {"estimator", "columns"}
@@ -93,7 +94,7 @@ def test_the_star():
 
 def test_every_file_has_its_place():
     others = "gradients checks spread families targets settings fitting estimator imputer latent "
-    others += "outlier drawing display __init__"
+    others += "diagnostics outlier drawing display __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 
@@ -103,7 +104,7 @@ def test_files_stay_short(name):
 
 
 def test_only_the_estimator_and_its_fit_know_scikit_learn():
-    for leaf in sorted(LEAVES | {"families", "targets", "settings", "fitting"}):
+    for leaf in sorted(LEAVES | {"families", "targets", "settings", "diagnostics", "fitting"}):
         tree = ast.parse(FILES[leaf].read_text(encoding="utf-8"))
         modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
         modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

@@ -1,0 +1,158 @@
+"""What a fitted model says about itself: per component, per column, and in words.
+
+Sums over rows, a block at a time. Knows a `VAE` and targets, and nothing of how it was fitted.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .families import gaussian_part, gaussian_raw
+from .networks import slices, width
+from .targets import Stored
+
+Floats = NDArray[np.float64]
+ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
+LEFT_OUT = 1_000  # rows that components are left out of, at most
+WEIGHED = 64  # rows whose importance weights are looked at
+WORKSPACE = 2**20  # numbers that one array may hold
+FEW_POINTS = 0.05  # share of a score's points below which it is called degenerate
+
+
+def moments(vae: Any, rows: Stored) -> tuple[Floats, Floats]:
+    """KL per component, (n_components,), and spread per column as a variance, (n_columns,).
+
+    Means over the rows, nats and standardised units; NaN for columns that are not normal. Of a
+    prior without a KL in closed form, to the normal distribution of the component's own moments.
+    """
+    likelihood, k = vae.likelihood, vae.n_components
+    normal = gaussian_part(likelihood)
+    size = max(1, WORKSPACE // (8 * width(vae)))
+    closed = getattr(vae.prior, "kl", None)
+    # sums of KL, or of mean, mean^2, variance and log-variance
+    sums = torch.zeros(1 if closed else 4, k, dtype=torch.float64)
+    variance = torch.full((likelihood.n_columns,), math.nan, dtype=torch.float64)
+    if normal is not None:
+        part, columns = normal
+        variance[columns] = 0.0
+        if not part.varies:
+            variance[columns] = part.log_var(torch.empty(0)).detach().double().exp()
+    with torch.no_grad():
+        for (targets, _), share in zip(rows.parts(size), rows.share.split(size), strict=True):
+            mean, log_var = vae.posterior(targets)
+            each = [closed(mean, log_var)] if closed else _squares(mean, log_var)
+            sums += torch.stack([share @ cells.double() for cells in each])
+            if normal is not None and part.varies:
+                raw = gaussian_raw(likelihood, vae.decoder(mean))
+                variance[columns] += share @ part.log_var(raw).exp().double()
+    if closed:
+        return sums[0].numpy(), variance.numpy()
+    mean, square, var, log_var = sums
+    kl = 0.5 * ((var + square - mean.square()).log() - log_var)
+    return kl.numpy(), variance.numpy()
+
+
+def _squares(mean: Tensor, log_var: Tensor) -> tuple[Tensor, ...]:
+    return mean, mean.square(), log_var.exp(), log_var
+
+
+def explained_share(vae: Any, rows: Stored) -> Floats:
+    """What each component explains, as a share of what all do: (n_components,).
+
+    The rise of ``-log p(x | z)`` at the encoder's mean when the component is set to 0, over the
+    rise when all are. NaN where the components together explain nothing.
+    """
+    rows, k = rows.head(LEFT_OUT), vae.n_components
+    size = max(1, WORKSPACE // ((k + 2) * width(vae)))
+    total = torch.zeros(k + 2, dtype=torch.float64)
+    # which components stay: all, all but one, none
+    kept = torch.cat([torch.ones(1, k), 1 - torch.eye(k), torch.zeros(1, k)])
+    with torch.no_grad():
+        for (targets, _), share in zip(rows.parts(size), rows.share.split(size), strict=True):
+            z = vae.posterior(targets)[0]
+            z = kept.to(z)[:, None] * z  # (k + 2, n, k)
+            raw = vae.decoder(z.reshape(-1, k)).reshape(k + 2, len(targets), -1)
+            total += vae.likelihood.log_prob(raw, targets).sum(-1).double() @ share
+    rise = total[0] - total[1:]
+    explained = rise[:-1] / rise[-1] if rise[-1] > 0 else torch.full((k,), math.nan)
+    return explained.double().numpy()
+
+
+def efficiency(vae: Any, rows: Stored, points: Tensor, draws: Tensor | None) -> float:
+    """Share of a score's points that count, ``1 / (m sum of squared weights)``: median of rows."""
+    targets, _ = rows.head(WEIGHED)[:]
+    m = len(points) + (0 if draws is None else len(draws))
+    found = []
+    with torch.no_grad():
+        for part in slices(len(targets), m * width(vae), WORKSPACE):
+            _, log_weights, log_share = vae.log_weights(targets[part].to(points), points, draws)
+            # of the density that points are drawn from, each has the same share
+            weights = (log_weights + log_share[:, None]).softmax(0)
+            found.append(1 / (m * weights.square().sum(0)))
+    return float(torch.cat(found).median())
+
+
+def summary(vae: Any) -> str:
+    """A fitted `VAETransformer` in words, a line for each thing worth knowing.
+
+    Parameters
+    ----------
+    vae : VAETransformer
+        Fitted.
+
+    Returns
+    -------
+    text : str
+    """
+    lines = [repr(vae).replace("\n", " "), *_training(vae), *_components(vae)]
+    if vae.score_efficiency_ is not None:
+        share = vae.score_efficiency_
+        lines.append(
+            f"Scores: of {vae.n_score_samples} points, {share:.0%} count (median of rows)."
+        )
+        if share < FEW_POINTS:
+            lines.append(
+                "  Few: single scores are rough. Raise n_score_samples, or lower n_components."
+            )
+    return "\n".join(lines)
+
+
+def _training(vae: Any) -> list[str]:
+    lines = [f"Training: {vae.n_iter_} epochs."]
+    if vae.best_validation_score_ is not None:
+        lines[0] += f" Best held-out ELBO {vae.best_validation_score_:.3f} nats per row."
+    if vae.linear_gain_ is not None:
+        gain, error = vae.linear_gain_, vae.linear_gain_error_
+        lines.append(
+            f"  Gain over the linear start: {gain:.3f} ± {error:.3f} nats per held-out row."
+        )
+        if gain <= 2 * error:
+            lines.append(
+                "  No clear gain: a linear model (PCA, FactorAnalysis) does as well on these rows."
+            )
+    if vae.linear_encoder_:
+        lines.append("  The encoder is linear: held-out rows did not prove that more helps.")
+    return lines
+
+
+def _components(vae: Any) -> list[str]:
+    k, active = len(vae.kl_per_component_), vae.n_active_components_
+    if vae.beta == 0:
+        return [f"Components: {k}, of a plain autoencoder (beta=0)."]
+    total = vae.kl_per_component_.sum()
+    lines = [f"Components: {active} of {k} active, {total:.2f} nats per row."]
+    for j in np.argsort(-vae.kl_per_component_, kind="stable")[: max(active, 1)][:10]:
+        nats, share = vae.kl_per_component_[j], vae.explained_share_[j]
+        lines.append(f"  component {j}: {nats:.2f} nats, explains {share:.0%}.")
+    if active > 10:
+        lines.append(f"  and {active - 10} more.")
+    if active < k:
+        lines.append(
+            f"  {k - active} say less than {ACTIVE_KL} nats: these data do not need them, at "
+            f"beta={vae.beta:g}. Fewer components, or a smaller beta, if they should."
+        )
+    return lines
