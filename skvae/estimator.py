@@ -30,6 +30,7 @@ from .likelihoods import Gaussian
 from .networks import ACTIVATIONS, NETWORKS, Spread, slices, width
 from .priors import PRIORS
 from .rows import DistinctRows, StreamedRows
+from .saving import SaveLoadMixin
 from .targets import Stored, Streamed
 from .vae import VAE
 
@@ -87,7 +88,11 @@ def _has_density(estimator: "VAETransformer") -> bool:
 
 
 class VAETransformer(
-    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    SaveLoadMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""Variational autoencoder: nonlinear dimensionality reduction, generation and density.
 
