@@ -2,7 +2,10 @@
 
 import functools
 import hashlib
+import importlib
+import inspect
 import json
+import pkgutil
 import random
 import re
 import tempfile
@@ -23,10 +26,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+import skvae
 from skvae import VAEImputer, VAETransformer
 from skvae.networks import Convolutional, Graph, Perceptron, TemporalConvolutional
 from skvae.priors import Mixture, StandardNormal, Vamp
-from skvae.saving import DIGITS, FORMAT
+from skvae.saving import DIGITS, FORMAT, MODULES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -309,6 +313,18 @@ def test_the_file_can_be_read_by_people(tmp_path):
     assert columns["families"]["list"][:4] == ["gaussian", "gaussian", "categorical", "bernoulli"]
     levels = dict(columns["levels"]["items"])
     assert levels[4]["objects"] == ["x", "y", "z"]
+
+
+def test_every_module_of_skvae_has_a_name_in_files():
+    abstract = {"Shaped", "_Components"}
+    for info in pkgutil.iter_modules(skvae.__path__):
+        if info.name != "onnx":  # whose modules live for the time of an export
+            file = importlib.import_module(f"skvae.{info.name}")
+            for name, found in inspect.getmembers(file, inspect.isclass):
+                if issubclass(found, nn.Module) and found.__module__ == file.__name__:
+                    assert name in MODULES or name in abstract, name
+    for name, module in MODULES.items():
+        assert isinstance(getattr(importlib.import_module(module), name.split(".")[-1]), type)
 
 
 # ---------------------------------------------------------------- what is refused
