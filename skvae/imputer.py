@@ -8,9 +8,10 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from .columns import check_dense, missing, table_library
 from .estimator import VAETransformer
+from .saving import SaveLoadMixin
 
 
-class VAEImputer(TransformerMixin, BaseEstimator):
+class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
     """Fill missing values by what a variational autoencoder expects there.
 
     Parameters

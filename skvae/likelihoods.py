@@ -88,11 +88,12 @@ def split_gaps(targets: Tensor) -> tuple[Tensor, Tensor | None]:
     Fill first, compute, then mask: a NaN that has entered gives NaN gradients. Without gaps the
     second is None.
     """
-    total = float(targets.detach().sum())
-    if not math.isnan(total):  # the quickest way to see that there is no gap
+    exported = torch.compiler.is_compiling()  # for any targets
+    # the quickest way to see that there is no gap
+    if not exported and not math.isnan(float(targets.detach().sum())):
         return targets, None
     gaps = targets.isnan()
-    if not gaps.any():
+    if not exported and not gaps.any():
         return targets, None
     return targets.masked_fill(gaps, 0.0), (~gaps).to(targets.dtype)
 
@@ -512,7 +513,7 @@ class Categorical(nn.Module):
 
     def _indicators(self, codes: Tensor, observed: Tensor | None) -> Tensor:
         """(n, n_levels), zeros where missing."""
-        out = codes.new_zeros(len(codes), self.n_params)
+        out = codes.new_zeros(codes.shape[0], self.n_params)
         ones = torch.ones_like(codes) if observed is None else observed
         return out.scatter_(1, codes.long() + self.offsets, ones)
 
@@ -706,7 +707,7 @@ class Poisson(nn.Module):
         """Of each row, by its observed cells: (n, 1)."""
         counts, observed = split_gaps(targets)
         if self.exposure is None:
-            return counts.new_zeros(len(counts), 1)
+            return counts.new_zeros(counts.shape[0], 1)
         usual = _masked(self.center.expand(counts.shape), observed).sum(-1, keepdim=True)
         # half a count where there is none; 1 where nothing is observed
         total = counts.sum(-1, keepdim=True).clamp_min(0.5)

@@ -711,7 +711,7 @@ class _GridEncoder(Shaped):
     def forward(self, x: Tensor) -> Tensor:
         grid = self.grid
         # (n, maps, *shape, channels) -> (n, maps * channels, *shape)
-        cells = x.reshape(len(x), self.n_maps, *grid.sizes[0], grid.n_channels).movedim(-1, 2)
+        cells = x.reshape(x.shape[0], self.n_maps, *grid.sizes[0], grid.n_channels).movedim(-1, 2)
         features = self.convolutions(cells.flatten(1, 2)).flatten(1)
         out: Tensor = self.last(self.dense(features))
         return out
@@ -735,11 +735,11 @@ class _GridDecoder(Shaped):
 
     def forward(self, z: Tensor) -> Tensor:
         grid = self.grid
-        features = self.first(self.dense(z)).reshape(len(z), self.n_first, *grid.sizes[-1])
+        features = self.first(self.dense(z)).reshape(z.shape[0], self.n_first, *grid.sizes[-1])
         for size, convolution in zip(grid.sizes[-2::-1], self.convolutions, strict=True):
             features = convolution(nn.functional.interpolate(features, size=size))
         cells: Tensor = self.last(features)  # (n, maps * channels, *shape)
-        split = cells.reshape(len(z), self.n_maps, grid.n_channels, *grid.sizes[0])
+        split = cells.reshape(z.shape[0], self.n_maps, grid.n_channels, *grid.sizes[0])
         return split.movedim(2, -1).flatten(1)
 
 
@@ -787,7 +787,7 @@ class _GraphEncoder(Shaped):
         self.last = nn.Linear(size, n_out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        nodes = x.reshape(len(x), self.n_maps, -1).movedim(1, 2)  # (n, nodes, maps)
+        nodes = x.reshape(x.shape[0], self.n_maps, -1).movedim(1, 2)  # (n, nodes, maps)
         out: Tensor = self.last(self.dense(self.messages(nodes).flatten(1)))
         return out
 
@@ -808,6 +808,6 @@ class _GraphDecoder(Shaped):
         self.last = nn.Linear(graph.channels[0], n_maps, bias=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        nodes = self.first(self.dense(z)).reshape(len(z), self.n_nodes, -1)
+        nodes = self.first(self.dense(z)).reshape(z.shape[0], self.n_nodes, -1)
         cells: Tensor = self.last(self.messages(nodes))  # (n, nodes, maps)
         return cells.movedim(2, 1).flatten(1)

@@ -9,13 +9,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from .checks import check_integer, check_number
 from .estimator import VAETransformer, check_weights
+from .saving import SaveLoadMixin
 
 FENCE = 1.5  # contamination="auto": interquartile ranges below the lower quartile
 ALIKE = 1e-9  # relative difference of scores that may be rounding
 REFERENCE = 64  # draws of the model that say how surprising its cells are as a rule
 
 
-class VAEOutlierDetector(OutlierMixin, BaseEstimator):
+class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
     """Outliers are rows that a variational autoencoder finds improbable.
 
     The score of a row is its log-density. For outlier detection, where `fit` sees outliers too, and

@@ -73,7 +73,7 @@ def test_leaves_import_no_siblings(leaf):
 
 
 def test_the_star():
-    assert imports("gradients") == imports("checks") == {}
+    assert imports("gradients") == imports("checks") == imports("saving") == {}
     assert set(imports("spread")) <= LEAVES
     assert set(imports("families")) <= {"rows", "likelihoods"}
     assert set(imports("targets")) == {"training"}
@@ -82,11 +82,11 @@ def test_the_star():
     assert set(imports("fitting")) <= LEAVES | {"spread", "families", "targets", "settings"}
     estimator = imports("estimator")
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
-    wanted |= {"checks", "settings", "priors", "diagnostics"}
+    wanted |= {"checks", "settings", "priors", "diagnostics", "saving", "onnx"}
     assert set(estimator) <= wanted
     assert estimator.get("networks", set()) <= {"Spread", "slices", "width"}
-    assert set(imports("imputer")) == {"estimator", "columns"}
-    assert set(imports("outlier")) == {"estimator", "checks"}
+    assert set(imports("imputer")) == {"estimator", "columns", "saving"}
+    assert set(imports("outlier")) == {"estimator", "checks", "saving"}
     assert set(imports("latent")) == set(imports("drawing")) == {"checks"}
     assert set(imports("display")) == {"checks", "drawing", "latent"}
     assert set(imports("__init__")) == {"estimator", "imputer", "outlier"}
@@ -94,7 +94,7 @@ def test_the_star():
 
 def test_every_file_has_its_place():
     others = "gradients checks spread families targets settings fitting estimator imputer latent "
-    others += "diagnostics outlier drawing display __init__"
+    others += "diagnostics outlier drawing display saving onnx __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 

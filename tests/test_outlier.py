@@ -183,6 +183,17 @@ def test_pipelines_sparse_rows_and_tables():
     assert not hasattr(fitted.fit(X), "feature_names_in_")
 
 
+def test_a_saved_detector_is_the_same(tmp_path):
+    detector = VAEOutlierDetector(quick(max_iter=0), contamination=0.1).fit(X)
+    detector.save(tmp_path / "detector.skvae")
+    loaded = VAEOutlierDetector.load(tmp_path / "detector.skvae")
+    assert loaded.offset_ == detector.offset_
+    np.testing.assert_array_equal(loaded.predict(X), detector.predict(X))
+    np.testing.assert_array_equal(loaded.contributions(X[:3]), detector.contributions(X[:3]))
+    with pytest.raises(ValueError, match="VAEOutlierDetector"):
+        VAETransformer.load(tmp_path / "detector.skvae")
+
+
 @pytest.mark.parametrize(
     ("detector", "error", "message"),
     [
