@@ -1,46 +1,60 @@
 """``VAEOutlierDetector``: log-densities of `VAETransformer` as scores of an outlier detector."""
 
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .checks import check_integer, check_number
+from .checks import check_number, check_sizes
 from .estimator import VAETransformer, check_weights
 from .saving import SaveLoadMixin
 
 FENCE = 1.5  # contamination="auto": interquartile ranges below the lower quartile
 ALIKE = 1e-9  # relative difference of scores that may be rounding
+FLOOR = 0.1  # of the default models: steps of a tenth of a standard deviation are not strange
+MOST = 15  # components of the default models
 REFERENCE = 64  # draws of the model that say how surprising its cells are as a rule
 
 
 class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
-    """Outliers are rows that a variational autoencoder finds improbable.
+    """Outliers are rows that variational autoencoders find improbable.
 
     The score of a row is its log-density. For outlier detection, where `fit` sees outliers too, and
     for novelty detection, where it sees normal rows alone.
 
+    By default two models are asked, one of few components and one of many, and the mean of their
+    log-densities counts: what is strange shows in one or the other. Both have a mixture as their
+    prior, so that the middle between groups is strange, too, and columns have a tenth of their
+    standard deviation as the lowest spread, so that small steps in nearly constant or discrete
+    columns are not.
+
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
-        The model, cloned. None: ``VAETransformer`` with ``n_components`` as below.
+        The model, cloned. None: a ``VAETransformer`` with ``prior="mixture"``, ``noise_floor=0.1``
+        for each of ``n_components``.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Share of the rows of `fit` that `predict` calls outliers. "auto": those more than one and a
         half interquartile ranges below the lower quartile of the scores, Tukey's fence, which some
         rows are even where none is strange: a few in a hundred.
-    n_components : int or None, default=None
-        Latent dimension of the default model. None: 2.
+    n_components : int, sequence of int or None, default=None
+        Latent dimensions of the default models. None: 2, and half the number of columns, rounded
+        up, 15 at most.
     random_state : int, RandomState instance or None, default=None
-        Seeds the default model, or the given one where it has none of its own.
+        Seeds the default models, or the given one where it has none of its own.
 
     Attributes
     ----------
+    estimators_ : list of VAETransformer
+        The fitted models.
     estimator_ : VAETransformer
-        The fitted model.
+        The first of them.
     offset_ : float
-        Rows whose log-density is below it are outliers, in nats.
+        Rows whose score is below it are outliers, in nats.
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -76,7 +90,7 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         estimator: Any = None,
         *,
         contamination: float | str = "auto",
-        n_components: int | None = None,
+        n_components: Any = None,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -85,7 +99,7 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Fit the model to X, and the threshold to its scores.
+        """Fit the models to X, and the threshold to its scores.
 
         Parameters
         ----------
@@ -108,23 +122,35 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         share = self.contamination
         if not (isinstance(share, str) and share == "auto"):
             check_number("contamination", share, 0, 0.5, open_low=True, extra="or 'auto'")
-        model = self._model().fit(X, sample_weight=sample_weight)
-        scores = model.score_samples(X).astype(np.float64)
+        models = [model.fit(X, sample_weight=sample_weight) for model in self._models(X)]
+        scores = _mean([model.score_samples(X) for model in models]).astype(np.float64)
         weights = check_weights(sample_weight, len(scores))
         self.offset_ = _offset(scores, weights, None if share == "auto" else float(share))
-        self.estimator_: VAETransformer = model
+        self.estimators_: list[VAETransformer] = models
+        self.estimator_: VAETransformer = models[0]
+        model = models[0]
         self.n_features_in_ = model.n_features_in_
         self.__dict__.pop("feature_names_in_", None)  # an earlier fit's
         if hasattr(model, "feature_names_in_"):
             self.feature_names_in_ = model.feature_names_in_
         return self
 
-    def _model(self) -> Any:
+    def _models(self, X: Any) -> list[Any]:
+        """The models to fit; their random numbers are the same."""
         if self.estimator is None:
-            k = self.n_components
-            if k is not None:
-                check_integer("n_components", k, 1, "or None")
-            return VAETransformer(2 if k is None else k, random_state=self.random_state)
+            sizes = self.n_components
+            if sizes is None:
+                shape = getattr(X, "shape", None) or np.shape(X)
+                half = min(MOST, -(-shape[1] // 2)) if len(shape) == 2 else 1
+                sizes = sorted({2, max(half, 1)})
+            elif isinstance(sizes, Integral) and not isinstance(sizes, bool):
+                sizes = [sizes]
+            # one seed for all, also where random_state is a generator that goes on
+            seed = check_random_state(self.random_state).randint(2**31 - 1)
+            return [
+                VAETransformer(k, prior="mixture", noise_floor=FLOOR, random_state=seed)
+                for k in check_sizes("n_components", sizes)
+            ]
         model = clone(self.estimator)
         if getattr(model, "beta", 1) == 0:
             raise ValueError(
@@ -133,10 +159,10 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             )
         if model.random_state is None:
             model.set_params(random_state=self.random_state)
-        return model
+        return [model]
 
     def score_samples(self, X: Any) -> NDArray[Any]:
-        """Log-density of each row: the lower, the stranger.
+        """Log-density of each row, the mean of the models': the lower, the stranger.
 
         Parameters
         ----------
@@ -149,7 +175,7 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             Nats per row, in original units.
         """
         check_is_fitted(self)
-        return self.estimator_.score_samples(X)
+        return _mean([model.score_samples(X) for model in self.estimators_])
 
     def decision_function(self, X: Any) -> NDArray[Any]:
         """`score_samples` less ``offset_``: negative for outliers.
@@ -184,10 +210,10 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
     def contributions(self, X: Any) -> NDArray[np.float64]:
         """Which cells make a row strange: how much more surprising each is than usual.
 
-        ``H(x_j | x_others) - (-log p(x_j | x_others))`` with its sign turned: the surprise of a
-        cell given the row's other cells (`VAETransformer.score_cells`), less that of the same
-        column in rows which the model draws itself. In nats whatever the columns' units, so columns
-        compare; about 0 on average for rows like those of `fit`.
+        ``-log p(x_j | x_others)``, the surprise of a cell given the row's other cells
+        (`VAETransformer.score_cells`), less the mean of the same in rows which the model draws
+        itself; the mean of the models'. In nats whatever the columns' units, so columns compare;
+        about 0 on average for rows like those of `fit`.
 
         Parameters
         ----------
@@ -200,10 +226,13 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             Nats; the largest cell of a row explains most. NaN where a cell is missing.
         """
         check_is_fitted(self)
-        model = self.estimator_
-        usual = model.score_cells(model.sample(REFERENCE, random_state=0)).mean(0)
-        surprise: NDArray[np.float64] = usual - model.score_cells(X)
-        return surprise
+
+        def surprise(model: VAETransformer) -> NDArray[np.float64]:
+            usual = model.score_cells(model.sample(REFERENCE, random_state=0)).mean(0)
+            found: NDArray[np.float64] = usual - model.score_cells(X)
+            return found
+
+        return _mean([surprise(model) for model in self.estimators_])
 
     def __sklearn_tags__(self) -> Any:
         """Tags for scikit-learn's checks."""
@@ -211,6 +240,10 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         tags.input_tags.sparse = True
         return tags
+
+
+def _mean(each: list[NDArray[Any]]) -> NDArray[Any]:
+    return sum(each[1:], start=each[0]) / len(each)
 
 
 def _offset(

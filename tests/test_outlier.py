@@ -73,8 +73,33 @@ def test_the_model_is_a_clone_with_the_detectors_seed():
     assert not hasattr(model, "module_")
     assert detector.estimator_.random_state == 7
     assert VAEOutlierDetector(quick(max_iter=0), random_state=7).fit(X).estimator_.random_state == 0
-    seeded = VAEOutlierDetector(n_components=1, random_state=7)._model()
-    assert (seeded.n_components, seeded.random_state) == (1, 7)
+
+
+def test_the_default_models():
+    assert [m.n_components for m in VAEOutlierDetector()._models(np.ones((9, 7)))] == [2, 4]
+    assert [m.n_components for m in VAEOutlierDetector()._models(np.ones((9, 90)))] == [2, 15]
+    assert [m.n_components for m in VAEOutlierDetector()._models(np.ones((9, 3)))] == [2]
+    assert [m.n_components for m in VAEOutlierDetector()._models(np.ones((9, 1)))] == [1, 2]
+    detector = VAEOutlierDetector(n_components=[1, 3], random_state=7)
+    models = detector._models(X)
+    assert [m.n_components for m in models] == [1, 3]
+    assert models[0].random_state == models[1].random_state
+    assert {(m.prior, m.noise_floor) for m in models} == {("mixture", 0.1)}
+    again = VAEOutlierDetector(n_components=np.int64(1), random_state=7)._models(X)
+    assert [(m.n_components, m.random_state) for m in again] == [(1, models[0].random_state)]
+
+
+def test_scores_are_the_models_mean():
+    detector = VAEOutlierDetector(n_components=(1, 2), random_state=0).fit(X[:60])
+    each = [model.score_samples(X) for model in detector.estimators_]
+    np.testing.assert_allclose(detector.score_samples(X), np.mean(each, 0), rtol=1e-12)
+    assert detector.estimator_ is detector.estimators_[0]
+    rows = X[:2]
+    one = [
+        m.score_cells(m.sample(64, random_state=0)).mean(0) - m.score_cells(rows)
+        for m in detector.estimators_
+    ]
+    np.testing.assert_allclose(detector.contributions(rows), np.mean(one, 0), rtol=1e-9)
 
 
 def test_rows_that_break_a_dependence_stand_out():
@@ -200,7 +225,8 @@ def test_a_saved_detector_is_the_same(tmp_path):
         (VAEOutlierDetector(contamination=0), ValueError, "contamination must be .*got 0"),
         (VAEOutlierDetector(contamination=0.6), ValueError, "contamination must be .*got 0.6"),
         (VAEOutlierDetector(contamination="half"), TypeError, "or 'auto', got 'half'"),
-        (VAEOutlierDetector(n_components=0), ValueError, "n_components must be .*or None, got 0"),
+        (VAEOutlierDetector(n_components=0), ValueError, "each of n_components must be .*got 0"),
+        (VAEOutlierDetector(n_components="2"), TypeError, "n_components must be .*got '2'"),
         (VAEOutlierDetector(VAETransformer(beta=0)), ValueError, "beta=0: a plain autoencoder"),
         (VAEOutlierDetector(VAETransformer(alpha=-1)), ValueError, "alpha must be .*got -1"),
     ],
