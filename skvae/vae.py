@@ -265,8 +265,8 @@ class VAE(nn.Module):
         """
         raw = self._decoded(z)
         out: Tensor = self.likelihood.log_prob(raw, targets).sum(-1) + self.prior.log_prob(z)
-        if sized and hasattr(self.likelihood, "log_size"):
-            out = out + self.likelihood.log_size(raw, targets)
+        if sized and hasattr(self.likelihood, "log_prob_of_total"):
+            out = out + self.likelihood.log_prob_of_total(raw, targets)
         return out
 
     def laplace(
