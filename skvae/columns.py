@@ -339,7 +339,9 @@ class Columns:
             return cells >= 0.5
         if kind.startswith(("int", "uint")):
             limits = np.iinfo(kind)
-            whole = np.rint(cells).clip(limits.min, limits.max)
+            # of a log-normal column 0 would be no value
+            least = 1 if self.families[j] == "log_normal" else limits.min
+            whole = np.rint(cells).clip(least, limits.max)
             inside = whole < limits.max  # the largest int64 is no float64
             values = np.full(len(cells), limits.max, dtype=kind)
             values[inside] = whole[inside].astype(kind)

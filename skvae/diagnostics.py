@@ -83,7 +83,10 @@ def explained_share(vae: Any, rows: Stored) -> Floats:
 
 
 def efficiency(vae: Any, rows: Stored, points: Tensor, draws: Tensor | None) -> float:
-    """Share of a score's points that count, ``1 / (m sum of squared weights)``: median of rows."""
+    """Share of a score's points that count, ``1 / (m sum of squared weights)``: median of rows.
+
+    None count of a row so far out that its weights are no numbers.
+    """
     targets, _ = rows.head(WEIGHED)[:]
     m = len(points) + (0 if draws is None else len(draws))
     found = []
@@ -93,7 +96,7 @@ def efficiency(vae: Any, rows: Stored, points: Tensor, draws: Tensor | None) -> 
             # of the density that points are drawn from, each has the same share
             weights = (log_weights + log_share[:, None]).softmax(0)
             found.append(1 / (m * weights.square().sum(0)))
-    return float(torch.cat(found).median())
+    return float(torch.cat(found).nan_to_num(0.0).median())
 
 
 def summary(vae: Any) -> str:
@@ -108,7 +111,7 @@ def summary(vae: Any) -> str:
     -------
     text : str
     """
-    lines = [repr(vae).replace("\n", " "), *_training(vae), *_components(vae)]
+    lines = [" ".join(repr(vae).split()), *_training(vae), *_components(vae)]
     if vae.score_efficiency_ is not None:
         share = vae.score_efficiency_
         lines.append(
@@ -122,15 +125,21 @@ def summary(vae: Any) -> str:
 
 
 def _training(vae: Any) -> list[str]:
-    lines = [f"Training: {vae.n_iter_} epochs."]
+    n = vae.n_iter_
+    if n == 0:
+        return ["Training: none, this is the start."]
+    lines = [f"Training: {n} epoch{'s' if n > 1 else ''}."]
     if vae.best_validation_score_ is not None:
         lines[0] += f" Best held-out ELBO {vae.best_validation_score_:.3f} nats per row."
     if vae.linear_gain_ is not None:
         gain, error = vae.linear_gain_, vae.linear_gain_error_
-        lines.append(
-            f"  Gain over the linear start: {gain:.3f} ± {error:.3f} nats per held-out row."
-        )
-        if gain <= 2 * error:
+        if math.isinf(error):
+            lines.append(f"  Gain over the linear start: {gain:.3f} nats, of one held-out row.")
+        else:
+            lines.append(
+                f"  Gain over the linear start: {gain:.3f} ± {error:.3f} nats per held-out row."
+            )
+        if gain <= 2 * error < math.inf:
             lines.append(
                 "  No clear gain: a linear model (PCA, FactorAnalysis) does as well on these rows."
             )
@@ -141,18 +150,20 @@ def _training(vae: Any) -> list[str]:
 
 def _components(vae: Any) -> list[str]:
     k, active = len(vae.kl_per_component_), vae.n_active_components_
-    if vae.beta == 0:
+    beta = vae._fit.settings.beta  # the parameter may have changed since
+    if beta == 0:
         return [f"Components: {k}, of a plain autoencoder (beta=0)."]
     total = vae.kl_per_component_.sum()
     lines = [f"Components: {active} of {k} active, {total:.2f} nats per row."]
     for j in np.argsort(-vae.kl_per_component_, kind="stable")[: max(active, 1)][:10]:
         nats, share = vae.kl_per_component_[j], vae.explained_share_[j]
-        lines.append(f"  component {j}: {nats:.2f} nats, explains {share:.0%}.")
+        explains = "" if math.isnan(share) else f", explains {share:.0%}"
+        lines.append(f"  component {j}: {nats:.2f} nats{explains}.")
     if active > 10:
         lines.append(f"  and {active - 10} more.")
     if active < k:
         lines.append(
             f"  {k - active} say less than {ACTIVE_KL} nats: these data do not need them, at "
-            f"beta={vae.beta:g}. Fewer components, or a smaller beta, if they should."
+            f"beta={beta:g}. Fewer components, or a smaller beta, if they should."
         )
     return lines

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -290,9 +290,10 @@ class VAETransformer(
         are linear and all columns have one spread; else components may share what they explain,
         and the sum is not 1. Over up to 1,000 training rows.
     linear_gain_, linear_gain_error_ : float or None
-        How much the held-out rows' ELBO gained by training over the linear start (with
-        ``warm_start``, over where it went on), nats per row, and the standard error. Above two
-        standard errors it does more than a linear model would. None without held-out rows.
+        How much the held-out rows' ELBO gained by training over the linear start, nats per row, and
+        the standard error. Above two standard errors it does more than a linear model would. None
+        without held-out rows, and where training began elsewhere: with ``init="random"``, and
+        where ``warm_start`` goes on.
     score_efficiency_ : float or None
         Share of the points of `score_samples` that count, as an effective sample size; the median
         of some training rows. Near zero a single row's score is rough.
@@ -696,6 +697,9 @@ class VAETransformer(
         ...
         """
         check_is_fitted(self)
+        fit = getattr(self, "_fit", None)
+        if fit is None or fit.module is not self.module_:  # what a callback sees
+            raise NotFittedError("The fit still goes on: its summary is there when it has ended.")
         return summary(self)
 
     def _warn(self, fit: Fit) -> None:
@@ -788,7 +792,8 @@ class VAETransformer(
         T = np.empty((len(Z), self.n_features_in_), dtype=dtype)
         with torch.no_grad():
             for rows in slices(len(Z), most, WORKSPACE):
-                stats = likelihood.mean(decoder(torch.tensor(Z[rows]))).numpy()
+                z = torch.from_numpy(Z[rows].copy())  # Z may be a view backwards, or read-only
+                stats = likelihood.mean(decoder(z)).numpy()
                 # so few cells at a time that they stay in the processor's cache
                 for part in slices(len(stats), stats.shape[1], ENCODED):
                     at = slice(rows.start + part.start, rows.start + part.stop)
@@ -878,7 +883,7 @@ class VAETransformer(
         Markov chain of its own.
         """
         k = self._n_features_out
-        m = max(self.n_score_samples, min(max(4 * n_draws, 256), MOST_POINTS))
+        m = max(self._n_points(), min(max(4 * n_draws, 256), MOST_POINTS))
         points, draws = self._points(m, random.randint(2**31 - 1))
         z = torch.empty(len(T), n_draws, k, dtype=torch.float64)
         size = np.empty(len(T))
@@ -952,7 +957,7 @@ class VAETransformer(
                     filled[gaps] = self._draw(z[:, i], generator, T[gaps])
                     tables.append(self._columns.fill(X, filled))
             return tables
-        filled, m = T.copy(), self.n_score_samples
+        filled, m = T.copy(), self._n_points()
         half, draws = self._points((m + 1) // 2, self._score_seed)
         points = torch.cat([half, -half])  # whose mean is exact
         likelihood = self.module_.likelihood
@@ -966,6 +971,11 @@ class VAETransformer(
                 stats = torch.einsum("mn,mns->ns", weights, likelihood.mean(raw, targets))
                 filled[gaps[rows]] = likelihood.restore_mean(stats.numpy())
         return self._columns.fill(X, filled)
+
+    def _n_points(self) -> int:
+        """``n_score_samples``, which may have changed since `fit`."""
+        check_integer("n_score_samples", self.n_score_samples, 1)
+        return int(self.n_score_samples)
 
     def _points(self, n_points: int, seed: int, dtype: Any = np.float64) -> tuple[Tensor, Any]:
         """Standard normal points, and as many draws of the prior if that may have several modes."""
@@ -1017,8 +1027,7 @@ class VAETransformer(
         Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016.
         """
         X, dtype, module = self._prepare(X)
-        m = self.n_score_samples
-        check_integer("n_score_samples", m, 1)
+        m = self._n_points()
         points, draws = self._points(m, self._score_seed, dtype)
         out, units = np.empty(X.shape[0], dtype=dtype), np.empty(X.shape[0])
         with torch.no_grad():
@@ -1066,7 +1075,8 @@ class VAETransformer(
         Returns
         -------
         log_prob : ndarray of shape (n_samples, n_features)
-            Nats, in original units. NaN where a cell is missing.
+            Nats, in original units. NaN where a cell is missing, and where the others alone are so
+            far out that no number says how improbable they are.
 
         References
         ----------
@@ -1086,26 +1096,29 @@ class VAETransformer(
         columns.check_dense(X, "X")
         checked, _, _ = self._prepare(X)
         T, d, module = self._encode(checked), self.n_features_in_, self.module_
-        points, draws = self._points(self.n_score_samples, self._score_seed)
+        m = self._n_points()
+        points, draws = self._points(m, self._score_seed)
         out = np.full(T.shape, math.nan)
         targets = module.likelihood.standardize(T)
         seen = np.argwhere(~np.isnan(T))  # (row, column) of each cell
         with torch.no_grad():
 
             def log_prob(cells: columns.Floats) -> columns.Floats:
-                each = self._points_width(self.n_score_samples)
+                each = self._points_width(m)
                 parts = [
                     module.log_prob(torch.tensor(cells[rows]), points, draws)
                     for rows in slices(len(cells), each, WORKSPACE)
                 ]
-                return torch.cat(parts).numpy() if parts else np.empty(0)
+                found = torch.cat(parts).numpy() if parts else np.empty(0)
+                return np.nan_to_num(found, nan=-math.inf, neginf=-math.inf)  # as for whole rows
 
             whole = log_prob(targets)
             for part in slices(len(seen), d, BLOCK):
                 row, column = seen[part].T
                 others = targets[row]
                 others[np.arange(len(row)), column] = math.nan
-                out[row, column] = whole[row] - log_prob(others)
+                with np.errstate(invalid="ignore"):
+                    out[row, column] = whole[row] - log_prob(others)
         return out - module.likelihood.log_unit(T)
 
     def to_onnx(self, path: Any, part: str = "encoder") -> None:
@@ -1238,6 +1251,12 @@ def _normal_points(n_points: int, n_components: int, seed: int) -> columns.Float
     # either may be 0 to the last bit, whose normal image is infinite
     points: columns.Floats = norm.ppf(uniform.clip(2.0**-33, 1 - 2.0**-33))
     return points
+
+
+def check_model(estimator: Any) -> None:
+    """Refuse what is no model, where one is a parameter."""
+    if not isinstance(estimator, VAETransformer):
+        raise TypeError(f"estimator must be a VAETransformer or None, got {estimator!r}.")
 
 
 def check_weights(sample_weight: Any, n_rows: int) -> columns.Floats:

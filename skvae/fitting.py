@@ -154,6 +154,8 @@ class Fit:
                 noise = noise[:1].zero_()
             with self._randomness(self.seed + 3 + self.n_epochs):
                 self._train_mean(data, train, held_out, noise, generator, on_epoch)
+        if go_on or s.init == "random":
+            self.gain = None  # over what a linear model would do, nothing is known
         if not self.separate_spread:
             self.module = self.mean
         elif s.max_iter > 0:

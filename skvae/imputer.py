@@ -7,7 +7,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from .columns import check_dense, missing, table_library
-from .estimator import VAETransformer
+from .estimator import VAETransformer, check_model
 from .saving import SaveLoadMixin
 
 
@@ -96,7 +96,7 @@ class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
         """
         check_dense(X, "X")
         model = self._model(X)
-        if getattr(model, "beta", 1) == 0:
+        if model.beta == 0:
             raise ValueError(
                 "estimator has beta=0: a plain autoencoder has no density, which imputation needs. "
                 "Give beta a positive number."
@@ -113,6 +113,7 @@ class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
 
     def _model(self, X: Any) -> Any:
         if self.estimator is not None:
+            check_model(self.estimator)
             model = clone(self.estimator)
             if model.random_state is None:
                 model.set_params(random_state=self.random_state)

@@ -850,8 +850,8 @@ class Multinomial(Poisson):
     What the row's size has to be known for, draws and means of missing cells, takes it from the
     observed cells and from totals of other rows: log-normal in draws of new rows, with the same
     mean and variation as a gamma prior on the size otherwise. There the observed total says
-    something about z, too (`log_size`): how many counts these cells have says how probable they
-    are.
+    something about z, too (`log_prob_of_total`): how many counts these cells have says how probable
+    they are.
 
     Parameters
     ----------
@@ -919,7 +919,7 @@ class Multinomial(Poisson):
         seen = p if observed is None else p * observed
         return shape + counts.sum(-1, keepdim=True), shape / usual + seen.sum(-1, keepdim=True)
 
-    def log_size(self, raw: Tensor, targets: Tensor) -> Tensor:
+    def log_prob_of_total(self, raw: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of the observed total given z, but for what does not depend on z: (...).
 
         The size is gamma distributed and the total Poisson, so the total is negative binomial.
@@ -1058,12 +1058,12 @@ class Mixed(nn.Module):
     def _join(self, cells: list[Tensor]) -> Tensor:
         return torch.cat(cells, -1)[..., self._order]
 
-    def log_size(self, raw: Tensor, targets: Tensor) -> Tensor:
+    def log_prob_of_total(self, raw: Tensor, targets: Tensor) -> Tensor:
         """Of the parts that are given a row's size: (...)."""
         out = raw.new_zeros(raw.shape[:-1])
         for part, own, cells in zip(self.parts, self.raw(raw), self._cells(targets), strict=True):
-            if hasattr(part, "log_size"):
-                out = out + part.log_size(own, cells)
+            if hasattr(part, "log_prob_of_total"):
+                out = out + part.log_prob_of_total(own, cells)
         return out
 
     def _each_array(self, method: str, T: Floats) -> Floats:

@@ -10,11 +10,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .checks import check_number, check_sizes
-from .estimator import VAETransformer, check_weights
+from .estimator import VAETransformer, check_model, check_weights
 from .saving import SaveLoadMixin
 
 FENCE = 1.5  # contamination="auto": interquartile ranges below the lower quartile
-ALIKE = 1e-9  # relative difference of scores that may be rounding
+ALIKE = {"float64": 1e-9, "float32": 1e-5}  # relative differences of scores that may be rounding
+IMPOSSIBLE = -1e37  # stands for the score minus infinity; a number in single precision, too
 FLOOR = 0.1  # of the default models: steps of a tenth of a standard deviation are not strange
 MOST = 15  # components of the default models
 REFERENCE = 64  # draws of the model that say how surprising its cells are as a rule
@@ -123,7 +124,7 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         if not (isinstance(share, str) and share == "auto"):
             check_number("contamination", share, 0, 0.5, open_low=True, extra="or 'auto'")
         models = [model.fit(X, sample_weight=sample_weight) for model in self._models(X)]
-        scores = _mean([model.score_samples(X) for model in models]).astype(np.float64)
+        scores = _mean([model.score_samples(X) for model in models])
         weights = check_weights(sample_weight, len(scores))
         self.offset_ = _offset(scores, weights, None if share == "auto" else float(share))
         self.estimators_: list[VAETransformer] = models
@@ -151,8 +152,9 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
                 VAETransformer(k, prior="mixture", noise_floor=FLOOR, random_state=seed)
                 for k in check_sizes("n_components", sizes)
             ]
+        check_model(self.estimator)
         model = clone(self.estimator)
-        if getattr(model, "beta", 1) == 0:
+        if model.beta == 0:
             raise ValueError(
                 "estimator has beta=0: a plain autoencoder has no density, which scores are. "
                 "Give beta a positive number."
@@ -246,13 +248,13 @@ def _mean(each: list[NDArray[Any]]) -> NDArray[Any]:
     return sum(each[1:], start=each[0]) / len(each)
 
 
-def _offset(
-    scores: NDArray[np.float64], weights: NDArray[np.float64], share: float | None
-) -> float:
+def _offset(scores: NDArray[Any], weights: NDArray[np.float64], share: float | None) -> float:
     """What lies between that share of the lowest scores and the others; None: Tukey's fence.
 
-    An integer weight is so many rows.
+    An integer weight is so many rows. Rows alike, whose scores differ by rounding, are on one side.
     """
+    alike = ALIKE[scores.dtype.name]
+    scores = scores.astype(np.float64).clip(IMPOSSIBLE)
     order = np.argsort(scores, kind="stable")
     order = order[weights[order] > 0]
     scores, below = scores[order], weights[order].cumsum()
@@ -264,8 +266,8 @@ def _offset(
 
     if share is None:
         low, high = scores[above(0.25)], scores[above(0.75)]
-        return float(low - FENCE * (high - low))
-    # between two scores, so that the last bits of one decide nothing
+        return float(low - FENCE * (high - low) - alike * abs(low))
     first = scores[above(share)]
-    lower = scores[scores < first - ALIKE * abs(first)]
-    return float(0.5 * lower[-1] + 0.5 * first) if len(lower) else float(first)
+    least = first - alike * abs(first)
+    lower = scores[scores < least]  # the threshold is between two scores, where there are two
+    return float(0.5 * lower[-1] + 0.5 * first) if len(lower) else float(least)

@@ -29,7 +29,6 @@ import platform
 import re
 import secrets
 import types
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -159,8 +158,7 @@ class SaveLoadMixin:
         names = {*trusted, f"{cls.__module__}:{cls.__qualname__}"}
         # what may be wrong with a file that was made to be wrong has no end
         try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
+            with np.errstate(all="ignore"):
                 return _from_file(cls, os.fspath(path), names)
         except OSError:
             raise

@@ -265,8 +265,8 @@ class VAE(nn.Module):
         """
         raw = self._decoded(z)
         out: Tensor = self.likelihood.log_prob(raw, targets).sum(-1) + self.prior.log_prob(z)
-        if sized and hasattr(self.likelihood, "log_size"):
-            out = out + self.likelihood.log_size(raw, targets)
+        if sized and hasattr(self.likelihood, "log_prob_of_total"):
+            out = out + self.likelihood.log_prob_of_total(raw, targets)
         return out
 
     def laplace(
@@ -426,9 +426,13 @@ class VAE(nn.Module):
         return z, self.log_joint(z, targets, sized) - log_density, log_share
 
     def log_prob(self, targets: Tensor, points: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Importance-weighted bound of log p(x), nats in standardised units: (n,)."""
+        """Importance-weighted bound of log p(x), nats in standardised units: (n,).
+
+        Exactly zero of rows without any cell.
+        """
         _, log_weights, log_share = self.log_weights(targets, points, draws)
-        return (log_weights + log_share[:, None]).logsumexp(0)
+        empty = targets.isnan().all(-1)
+        return (log_weights + log_share[:, None]).logsumexp(0).masked_fill(empty, 0.0)
 
 
 def _nothing() -> None:

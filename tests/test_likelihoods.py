@@ -1028,14 +1028,14 @@ def test_the_size_of_what_is_observed_is_negative_binomial():
     shape = 1 / math.expm1(0.16)
     seen = 100 * raw.softmax(-1)[:, [0, 2]].sum(-1).numpy()
     expected = stats.nbinom.logpmf(43, shape, shape / (shape + seen))
-    got = likelihood.log_size(raw, targets)
+    got = likelihood.log_prob_of_total(raw, targets)
     assert float(got[1] - got[0]) == pytest.approx(expected[1] - expected[0], rel=1e-9)
     both = Mixed([gaussian(), likelihood], [[0, 1, 2], [3, 4, 5]])
     joined = both._joined([raw.new_zeros(2, both.parts[0].n_params), raw])
     cells = torch.cat([torch.zeros(1, 3, dtype=F64), targets], 1)
-    torch.testing.assert_close(both.log_size(joined, cells), got)
+    torch.testing.assert_close(both.log_prob_of_total(joined, cells), got)
     full = torch.tensor([[12.0, 3.0, 31.0]], dtype=F64)
-    assert not likelihood.log_size(raw, full).any()
+    assert not likelihood.log_prob_of_total(raw, full).any()
 
 
 def test_counts_of_two_have_their_factorial_in_the_gradient_s_loss():
