@@ -20,13 +20,15 @@ REFERENCE = 64  # draws of the model that say how surprising its cells are as a 
 class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
     """Outliers are rows that a variational autoencoder finds improbable.
 
-    The score of a row is its log-density. For outlier detection, where `fit` sees outliers too, and
+    The score of a row is its log-density, of the cells that are there: levels of a category that
+    `fit` has not seen count as missing, and make no row strange. For outlier detection, where `fit` sees outliers too, and
     for novelty detection, where it sees normal rows alone.
 
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
-        The model, cloned. None: ``VAETransformer`` with ``n_components`` as below.
+        The model, cloned. None: ``VAETransformer`` with ``n_components`` as below. Where usual rows
+        form groups or a ring, ``prior="mixture"`` may see gaps that the default does not.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Share of the rows of `fit` that `predict` calls outliers. "auto": those more than one and a
         half interquartile ranges below the lower quartile of the scores, Tukey's fence, which some
