@@ -24,8 +24,9 @@ REFERENCE = 64  # draws of the model that say how surprising its cells are as a 
 class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
     """Outliers are rows that variational autoencoders find improbable.
 
-    The score of a row is its log-density. For outlier detection, where `fit` sees outliers too, and
-    for novelty detection, where it sees normal rows alone.
+    The score of a row is its log-density, of the cells that are there: levels of a category that
+    `fit` has not seen count as missing, and make no row strange. For outlier detection, where `fit`
+    sees outliers too, and for novelty detection, where it sees normal rows alone.
 
     By default two models are asked, one of few components and one of many, and the mean of their
     log-densities counts: what is strange shows in one or the other. Both have a mixture as their

@@ -35,6 +35,11 @@ def quick(**parameters):
     return VAETransformer(**{**options, "n_score_samples": 16, "random_state": 0, **parameters})
 
 
+def distinct(X):
+    """Whether two rows differ."""
+    return len({row.tobytes() for row in np.where(np.isnan(X), np.nan, X + 0.0)}) > 1
+
+
 @st.composite
 def tables(draw, dtypes=("float64", "float32", "int64", "int8", "bool"), gaps=True):
     """Columns of one type, each in a unit of its own; copies, constants and gaps among them."""
@@ -58,7 +63,7 @@ def tables(draw, dtypes=("float64", "float32", "int64", "int8", "bool"), gaps=Tr
         X[n // 2 :] = X[: n - n // 2]
     if gaps and dtype.kind == "f" and draw(st.booleans()):
         X[random.uniform(size=X.shape) < 0.2] = np.nan
-    assume(len(np.unique(X, axis=0)) > 1)
+    assume(distinct(X))
     return X
 
 
@@ -81,7 +86,7 @@ def assert_same(one, other):
 # ---------------------------------------------------------------- any table
 
 
-@few(60)
+@few(40)
 @given(tables(), st.sampled_from(["homoscedastic", "heteroscedastic", "isotropic"]))
 def test_any_table_is_fitted_and_all_results_are_numbers(X, noise):
     model = quick(noise=noise).fit(X)
@@ -147,7 +152,7 @@ def test_constant_columns_are_reproduced(X, data):
     value = X.dtype.type(data.draw(st.sampled_from([0.0, 3.7, -1e-12, 1e20])))
     j = data.draw(st.integers(0, X.shape[1] - 1))
     X[:, j] = np.where(np.isnan(X[:, j]), np.nan, value)
-    assume(len(np.unique(X, axis=0)) > 1 and not np.isnan(X[:, j]).all())
+    assume(distinct(X) and not np.isnan(X[:, j]).all())
     model = quick(max_iter=0).fit(X)
     back = model.inverse_transform(model.transform(X))[:, j]
     assert (back == value).all()
