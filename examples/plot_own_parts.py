@@ -93,7 +93,7 @@ for name, score in scores.items():
 # %%
 # The first digits that each model draws:
 
-figure, axes = plt.subplots(3, 12, figsize=(12, 3.4), layout="constrained")
+figure, axes = plt.subplots(3, 12, figsize=(12, 2.9), layout="constrained")
 for row, (name, vae) in zip(axes, models.items(), strict=True):
     for axis, image in zip(row, vae.sample(12, random_state=0), strict=True):
         axis.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=16, interpolation="bicubic")

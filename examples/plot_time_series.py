@@ -31,7 +31,7 @@ def days(n):
     return 1.5 + 0.2 * level + morning + evening + 0.06 * rng.normal(size=(n, len(hours)))
 
 
-X, X_test = days(1000), days(500)
+X, X_test = days(600), days(300)
 
 # %%
 # Fit
@@ -47,14 +47,14 @@ print(f"new days, nats per day: {vae.score(X_test):.1f}, linear {linear.score(X_
 # %%
 # A forecast
 # ----------
-# The first half of a hundred new days is given, and the rest of each drawn two hundred times.
+# The first half of fifty new days is given, and the rest of each drawn two hundred times.
 
-mornings = X_test[:100].copy()
+mornings = X_test[:50].copy()
 mornings[:, hours >= 12] = np.nan
-draws = vae.sample(200, given=mornings, random_state=0).reshape(100, 200, -1)
+draws = vae.sample(200, given=mornings, random_state=0).reshape(50, 200, -1)
 low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95], axis=1)
 later = hours >= 12
-inside = (low <= X_test[:100]) & (X_test[:100] <= high)
+inside = (low <= X_test[:50]) & (X_test[:50] <= high)
 print(f"intervals of 90% hold {inside[:, later].mean():.0%} of what came")
 
 # %%

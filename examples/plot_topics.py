@@ -74,14 +74,14 @@ order = np.argsort(-vae.kl_per_component_, kind="stable")[:4]
 ends = {}
 for i in order:
     moved = vae.inverse_transform(2 * np.eye(8)[[i, i]] * [[-1], [1]])
-    ends[i] = [" ".join(words[np.argsort(-np.log(row / usual) * usual)[:5]]) for row in moved]
+    ends[i] = [" ".join(words[np.argsort(-np.log(row / usual) * usual)[:4]]) for row in moved]
     print(f"component {i}: {ends[i][0]}  |  {ends[i][1]}")
 
 # %%
 # New texts in the two components that carry most information, with the words at their ends; modules
 # give the colours alone.
 
-figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+figure, axis = plt.subplots(figsize=(9, 7), layout="constrained")
 LatentDisplay.from_estimator(vae, X_test, y_test, components=order[:2].tolist(), ax=axis)
 across, up = (ends[i] for i in order[:2])
 axis.set_xlabel(
