@@ -124,7 +124,7 @@ for (title, pictures), row in zip(rows, axes, strict=True):
     for axis, picture in zip(row, pictures, strict=True):
         axis.imshow(picture, cmap="gray_r", vmin=0, vmax=16, interpolation="bicubic")
         axis.set(xticks=[], yticks=[])
-    row[0].set_ylabel(title)
+    row[0].set_ylabel(title, fontsize="small")
 figure.savefig("quickstart_digits.png", dpi=120)
 
 # %%

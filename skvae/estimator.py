@@ -133,8 +133,7 @@ class VAETransformer(
         1 at factor analysis (best linear likelihood). "auto" takes the largest power whose
         reconstruction error is within 2% of PCA's, but no more than 0.25; 0 where ``noise`` is a
         number or some column is neither normal nor Student's t.
-    likelihood : {"auto", "gaussian", "student_t", "log_normal", "bernoulli", "categorical", \
-            "poisson", "negative_binomial", "multinomial"} or mapping, default="auto"
+    likelihood : str or mapping, default="auto"
         Family of the columns. "auto": by the dtypes of a DataFrame: flags are "bernoulli", text
         and categories "categorical", numbers "gaussian"; arrays are "gaussian". Another name is
         the family of all columns of numbers, and a mapping {column name or index: family} that of
@@ -151,8 +150,7 @@ class VAETransformer(
         - "multinomial": counts that share out a row's total among all columns of this family:
           words of a text, items of a basket. Densities are given that total: compare scores with
           those of multinomial models alone.
-    categorical_features : array-like of bool, int or str, "from_dtype" or None, \
-            default="from_dtype"
+    categorical_features : "from_dtype", None or array-like, default="from_dtype"
         Columns that are categorical, beside the text and categories of a DataFrame: a mask, names
         or indices. Levels that `fit` has not seen count as missing. Columns of more than 64 levels
         are described by up to 8 numbers a level, which say how the other columns' means differ.
@@ -249,7 +247,7 @@ class VAETransformer(
         standardised columns.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, where X had string names.
     n_iter_ : int
         Epochs run.
@@ -272,7 +270,7 @@ class VAETransformer(
         ``early_stopping``, ``init="linear"``, no own encoder and up to 5,000 rows of Gaussian
         columns it is, and the decoder is trained alone, unless the held-out rows' ELBO is beyond
         doubt better with a trained encoder (Student's or Wilcoxon's test at 0.1%).
-    noise_variance_ : ndarray of shape (n_features_in_,)
+    noise_variance_ : ndarray of shape (`n_features_in_`,)
         Spread of each column given z, as a variance in original units (of the logarithm, where
         that is normal), averaged over the training rows; infinite where no float is that large,
         NaN for other families. Only where some column is normal.

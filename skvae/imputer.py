@@ -37,7 +37,7 @@ class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
         Columns that have an indicator.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, where X had string names.
 
     See Also

@@ -59,7 +59,7 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         Rows whose score is below it are outliers, in nats.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns, where X had string names.
 
     See Also

@@ -4,13 +4,14 @@ A prior is an ``nn.Module`` with two methods: ``log_prob(z)``, in nats, (..., n_
 (...), and ``sample(n_samples, generator, dtype)``, whose draws come from the generator alone. The
 rest of skvae asks nothing else of it, but makes use of more:
 
-==========================  ========================================================================
-``kl(mean, log_var)``       KL(N(mean, exp(log_var)) || p) per component, where that is known
-``kl_vjp``                  the same with its gradient, see `skvae.gradients`
-``precision(z)``            inverse variances of p around z, of the shape of z; else 1
-``start(vae, targets,       called once, before training, with the model at its start and rows to
-generator)``                look at
-==========================  ========================================================================
+====================================  ==============================================================
+``kl(mean, log_var)``                 KL(N(mean, exp(log_var)) || p) per component, where that is
+                                      known
+``kl_vjp``                            the same with its gradient, see `skvae.gradients`
+``precision(z)``                      inverse variances of p around z, of the shape of z; else 1
+``start(vae, targets, generator)``    called once, before training, with the model at its start and
+                                      rows to look at
+====================================  ==============================================================
 
 The linear start takes for granted that latents have about mean 0 and variance 1.
 """
