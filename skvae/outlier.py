@@ -21,8 +21,8 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
     """Outliers are rows that a variational autoencoder finds improbable.
 
     The score of a row is its log-density, of the cells that are there: levels of a category that
-    `fit` has not seen count as missing, and make no row strange. For outlier detection, where `fit` sees outliers too, and
-    for novelty detection, where it sees normal rows alone.
+    `fit` has not seen count as missing, and make no row strange. For outlier detection, where `fit`
+    sees outliers too, and for novelty detection, where it sees normal rows alone.
 
     Parameters
     ----------
