@@ -1205,10 +1205,11 @@ class VAETransformer(
 
 @contextlib.contextmanager
 def _undone_on_failure(estimator: VAETransformer) -> Iterator[None]:
-    """Leave the estimator as it was if the block raises."""
+    """Leave the estimator as it was if the block raises; what it is made of knows gradients."""
     before = dict(vars(estimator))
     try:
-        yield
+        with torch.inference_mode(False):
+            yield
     except BaseException:
         # scikit-learn still has to tear the callbacks down, and removes their attributes then
         now = {name: value for name, value in vars(estimator).items() if "callback" in name}

@@ -589,8 +589,8 @@ def test_draws_are_right_where_few_points_count(monkeypatch):
     vae = linear_model(1).fit(X)
     shifted = skvae.vae.VAE.log_weights
 
-    def poor(self, targets, points, *args):
-        return shifted(self, targets, points + 40.0, *args)  # none where the posterior is
+    def poor(self, targets, points, *args, **more):
+        return shifted(self, targets, points + 40.0, *args, **more)  # none where the posterior is
 
     monkeypatch.setattr(skvae.vae.VAE, "log_weights", poor)
     row = np.where(np.arange(20) < 10, X[0], np.nan)
