@@ -1164,7 +1164,8 @@ class VAETransformer(
         """The fitted module in this dtype."""
         if dtype == np.float64:
             return self.module_
-        return copy.deepcopy(self.module_).to(_torch_dtype(dtype))
+        with torch.inference_mode(False):
+            return copy.deepcopy(self.module_).to(_torch_dtype(dtype))
 
     def _targets(self, T: columns.Floats, width: int) -> Iterator[tuple[slice, Tensor]]:
         """Slices of T and their targets, float64."""

@@ -314,11 +314,12 @@ class VAE(nn.Module):
         shifted = torch.cat([z[:, None], z[:, None] + h * eye], 1)  # (n, 1 + k, k)
         raw = self.decoder(shifted.reshape(-1, k)).reshape(n, 1 + k, -1)
         jacobian = (raw[:, 1:] - raw[:, :1]) / h  # (n, k, n_params)
-        with torch.enable_grad():
-            leaf = raw[:, 0].detach().requires_grad_()
-            cells = self.likelihood.log_prob(leaf, targets).sum()
+        with torch.inference_mode(False), torch.enable_grad():
+            # copies: what was made in torch's inference mode has no gradients
+            leaf = raw[:, 0].detach().clone().requires_grad_()
+            cells = self.likelihood.log_prob(leaf, targets.clone()).sum()
             (score,) = torch.autograd.grad(cells, leaf)
-            leaf = z.detach().requires_grad_()
+            leaf = z.detach().clone().requires_grad_()
             # zero times z: a prior may be flat
             log_prior = self.prior.log_prob(leaf).sum() + 0.0 * leaf.sum()
             (prior_score,) = torch.autograd.grad(log_prior, leaf)

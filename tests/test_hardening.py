@@ -400,6 +400,21 @@ def test_the_cell_that_is_far_out_beyond_numbers_is_found():
     assert np.isnan(cells[1]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("prior", ["normal", "vamp"])
+def test_results_in_inference_mode_are_the_same(prior, dtype):
+    X = NUMBERS.astype(dtype)
+    model = quick(prior=prior).fit(X)
+    expected = results(model, X)
+    expected["filled"] = model.impute(X)
+    expected["given"] = model.sample(3, given={0: 1.0}, random_state=0)
+    with torch.inference_mode():
+        found = results(model, X)
+        found["filled"] = model.impute(X)
+        found["given"] = model.sample(3, given={0: 1.0}, random_state=0)
+    assert_same(expected, found)
+
+
 @pytest.mark.parametrize("use", ["score_samples", "score_cells", "impute", "sample"])
 def test_the_number_of_points_is_checked_at_each_use(use):
     model = quick().fit(NUMBERS).set_params(n_score_samples=0)
