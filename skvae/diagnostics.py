@@ -26,7 +26,8 @@ FEW_POINTS = 0.05  # share of a score's points below which it is called degenera
 def moments(vae: Any, rows: Stored) -> tuple[Floats, Floats]:
     """KL per component, (n_components,), and spread per column as a variance, (n_columns,).
 
-    Means over the rows, nats and standardised units; NaN for columns that are not normal. Of a
+    Means over the rows, nats and standardised units; NaN for columns that are not normal, 0 where
+    the spread does not vary with the rows and is a parameter of the likelihood. Of a
     prior without a KL in closed form, to the normal distribution of the component's own moments.
     """
     likelihood, k = vae.likelihood, vae.n_components
@@ -39,8 +40,6 @@ def moments(vae: Any, rows: Stored) -> tuple[Floats, Floats]:
     if normal is not None:
         part, columns = normal
         variance[columns] = 0.0
-        if not part.varies:
-            variance[columns] = part.log_var(torch.empty(0)).detach().double().exp()
     with torch.no_grad():
         for (targets, _), share in zip(rows.parts(size), rows.share.split(size), strict=True):
             mean, log_var = vae.posterior(targets)

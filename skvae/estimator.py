@@ -669,6 +669,8 @@ class VAETransformer(
         normal = gaussian_part(self.module_.likelihood)
         if normal is not None:
             part, normal_columns = normal
+            if not part.varies:  # in double precision
+                variance[normal_columns] = part.log_var(torch.empty(0)).detach().exp()
             with np.errstate(over="ignore", under="ignore"):  # units beyond 1e154 or below 1e-154
                 variance[normal_columns] *= part.scale**2
             self.noise_variance_ = variance
