@@ -856,12 +856,15 @@ def test_every_option_is_documented():
     options = {
         "activation": tuple(skvae.settings.ACTIVATIONS),
         "init": skvae.settings.INITS,
-        "likelihood": ("auto", *skvae.settings.FAMILIES),
         "noise": skvae.settings.NOISES,
     }
     for name, values in options.items():
         listed = ast.literal_eval(re.match(r"\{.*?\}", parameters[name]).group(0))
         assert listed == set(values), name
+    text = inspect.getdoc(VAETransformer)
+    families = text.split("likelihood : ")[1].split("categorical_features : ")[0]
+    named = set(re.findall(r'"(\w+)"', families))
+    assert named == {"auto", *skvae.settings.FAMILIES}
 
 
 def test_every_attribute_is_documented():
