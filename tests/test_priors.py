@@ -338,3 +338,20 @@ def test_weights_over_points_and_draws_are_of_one_density(three_clusters):
         for n_draws in (400, 8_000):
             draws = module.prior.sample(n_draws, generator, F64)
             assert float(module.log_prob(x, points, draws)) == pytest.approx(expected, abs=0.1)
+
+
+def test_draws_have_the_components_shares():
+    prior, _ = started(Mixture(2), 1)
+    with torch.no_grad():
+        prior.logits.copy_(torch.tensor([0.9, 0.1]).log())
+        prior.means.copy_(torch.tensor([[-50.0], [50.0]]))
+        draws = prior.sample(4_000, torch.Generator().manual_seed(0), F64)
+    assert float((draws < 0).double().mean()) == pytest.approx(0.9, abs=0.02)
+
+
+def test_components_do_not_shrink_to_points():
+    prior, _ = started(Mixture(1), 1)
+    with torch.no_grad():
+        prior.log_vars.fill_(-100.0)  # the density's bound is -30
+        peak = prior.log_prob(prior.means)
+    assert float(peak) == pytest.approx(15 - 0.5 * math.log(2 * math.pi), rel=1e-9)

@@ -13,7 +13,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 import skvae.columns
 from skvae import VAEImputer, VAETransformer
-from skvae.targets import GATHERED
+from skvae.targets import GATHERED, Unread
 
 RANDOM = np.random.default_rng(0)
 TOPICS = RANDOM.dirichlet(np.full(40, 0.2), 3)  # of 40 words
@@ -214,3 +214,39 @@ def test_indicators_in_a_search():
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     expected = clone(search.best_estimator_).fit(X.toarray()).score(X)
     assert search.best_estimator_.score(X) == expected
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_columns_of_many_digits_are_read_in_double_precision():
+    S = sparse.random_array((80, 5), density=0.5, rng=np.random.default_rng(0), format="csr")
+    S.data = 1e8 + S.data  # 17 digits, of which single precision keeps 8
+    one = quick(likelihood="gaussian").fit(S)
+    other = quick(likelihood="gaussian").fit(S.toarray())
+    np.testing.assert_array_equal(one.module_.likelihood.scale, other.module_.likelihood.scale)
+    np.testing.assert_array_equal(one.score_samples(S), other.score_samples(S.toarray()))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_targets_of_sparse_rows_are_read_when_wanted(monkeypatch):
+    reads = []
+    read = Unread.__getitem__
+    monkeypatch.setattr(Unread, "__getitem__", lambda self, at: reads.append(1) or read(self, at))
+    S = sparse.csr_array(np.random.default_rng(0).poisson(0.5, (60, 4)).astype(float))
+    quick(likelihood="poisson").fit(S.toarray())
+    assert not reads
+    quick(likelihood="poisson").fit(S)
+    assert reads
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_totals_vary_as_those_of_the_rows():
+    """All of their variance is the size's, rows without counts included."""
+    random = np.random.default_rng(0)
+    X = random.multinomial(random.poisson(20, 300), [0.2, 0.3, 0.5]).astype(float)
+    X[::10] = 0
+    part = quick(likelihood="multinomial").fit(X).module_.likelihood
+    total = X.sum(1)
+    assert part.spread_of_log_total == pytest.approx(
+        np.sqrt(np.log1p(total.var() / total.mean() ** 2)), rel=1e-6
+    )
+    assert part.log_total == pytest.approx(-0.5 * part.spread_of_log_total**2, abs=1e-3)
