@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, qmc
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    clone,
+)
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
@@ -1255,10 +1260,36 @@ def _normal_points(n_points: int, n_components: int, seed: int) -> columns.Float
     return points
 
 
-def check_model(estimator: Any) -> None:
-    """Refuse what is no model, where one is a parameter."""
+def cloned_model(estimator: Any, random_state: Any, use: str) -> VAETransformer:
+    """A clone of the model that another estimator's parameter holds, to be fitted for this use.
+
+    Refused where it is no model or has no density; seeded where it has no seed of its own.
+    """
     if not isinstance(estimator, VAETransformer):
         raise TypeError(f"estimator must be a VAETransformer or None, got {estimator!r}.")
+    if estimator.beta == 0:
+        raise ValueError(
+            f"estimator has beta=0: a plain autoencoder has no density, which {use}. "
+            "Give beta a positive number."
+        )
+    model: VAETransformer = clone(estimator)
+    if model.random_state is None:
+        model.set_params(random_state=random_state)
+    return model
+
+
+def half_of_columns(X: Any) -> int:
+    """A latent dimension for these rows: half the number of columns, rounded up, 15 at most."""
+    shape = getattr(X, "shape", None) or np.shape(X)
+    return max(min(15, -(-shape[1] // 2)), 1) if len(shape) == 2 else 1
+
+
+def take_columns(estimator: Any, model: VAETransformer) -> None:
+    """Give an estimator the number and the names of the columns of its fitted model."""
+    estimator.__dict__.pop("feature_names_in_", None)  # an earlier fit's
+    estimator.n_features_in_ = model.n_features_in_
+    if hasattr(model, "feature_names_in_"):
+        estimator.feature_names_in_ = model.feature_names_in_
 
 
 def check_weights(sample_weight: Any, n_rows: int) -> columns.Floats:

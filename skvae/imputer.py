@@ -3,11 +3,11 @@
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from .columns import check_dense, missing, table_library
-from .estimator import VAETransformer, check_model
+from .estimator import VAETransformer, cloned_model, half_of_columns, take_columns
 from .saving import SaveLoadMixin
 
 
@@ -95,35 +95,18 @@ class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
             As `VAETransformer.fit`.
         """
         check_dense(X, "X")
-        model = self._model(X)
-        if model.beta == 0:
-            raise ValueError(
-                "estimator has beta=0: a plain autoencoder has no density, which imputation needs. "
-                "Give beta a positive number."
-            )
-        model.fit(X, sample_weight=sample_weight)
-        self.__dict__.pop("feature_names_in_", None)  # an earlier fit's
+        model = self._model(X).fit(X, sample_weight=sample_weight)
         self.estimator_: VAETransformer = model
         with_gaps = missing(model._validated(X, reset=False)).any(axis=0)
         self.indicated_ = np.flatnonzero(with_gaps & bool(self.add_indicator))
-        self.n_features_in_ = model.n_features_in_
-        if hasattr(model, "feature_names_in_"):
-            self.feature_names_in_ = model.feature_names_in_
+        take_columns(self, model)
         return self
 
-    def _model(self, X: Any) -> Any:
+    def _model(self, X: Any) -> VAETransformer:
         if self.estimator is not None:
-            check_model(self.estimator)
-            model = clone(self.estimator)
-            if model.random_state is None:
-                model.set_params(random_state=self.random_state)
-            return model
-        n_components = self.n_components
-        if n_components is None:
-            shape = getattr(X, "shape", None) or np.shape(X)
-            n_components = min(15, -(-shape[1] // 2)) if len(shape) == 2 else 1
+            return cloned_model(self.estimator, self.random_state, "imputation needs")
         return VAETransformer(
-            max(n_components, 1) if self.n_components is None else n_components,
+            half_of_columns(X) if self.n_components is None else self.n_components,
             noise="homoscedastic",
             precision_power=1.0,
             random_state=self.random_state,

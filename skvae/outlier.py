@@ -5,19 +5,24 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .checks import check_number, check_sizes
-from .estimator import VAETransformer, check_model, check_weights
+from .estimator import (
+    VAETransformer,
+    check_weights,
+    cloned_model,
+    half_of_columns,
+    take_columns,
+)
 from .saving import SaveLoadMixin
 
 FENCE = 1.5  # contamination="auto": interquartile ranges below the lower quartile
 ALIKE = {"float64": 1e-9, "float32": 1e-5}  # relative differences of scores that may be rounding
 IMPOSSIBLE = -1e37  # stands for the score minus infinity; a number in single precision, too
 FLOOR = 0.1  # of the default models: steps of a tenth of a standard deviation are not strange
-MOST = 15  # components of the default models
 REFERENCE = 64  # draws of the model that say how surprising its cells are as a rule
 
 
@@ -130,39 +135,24 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         self.offset_ = _offset(scores, weights, None if share == "auto" else float(share))
         self.estimators_: list[VAETransformer] = models
         self.estimator_: VAETransformer = models[0]
-        model = models[0]
-        self.n_features_in_ = model.n_features_in_
-        self.__dict__.pop("feature_names_in_", None)  # an earlier fit's
-        if hasattr(model, "feature_names_in_"):
-            self.feature_names_in_ = model.feature_names_in_
+        take_columns(self, models[0])
         return self
 
-    def _models(self, X: Any) -> list[Any]:
+    def _models(self, X: Any) -> list[VAETransformer]:
         """The models to fit; their random numbers are the same."""
-        if self.estimator is None:
-            sizes = self.n_components
-            if sizes is None:
-                shape = getattr(X, "shape", None) or np.shape(X)
-                half = min(MOST, -(-shape[1] // 2)) if len(shape) == 2 else 1
-                sizes = sorted({2, max(half, 1)})
-            elif isinstance(sizes, Integral) and not isinstance(sizes, bool):
-                sizes = [sizes]
-            # one seed for all, also where random_state is a generator that goes on
-            seed = check_random_state(self.random_state).randint(2**31 - 1)
-            return [
-                VAETransformer(k, prior="mixture", noise_floor=FLOOR, random_state=seed)
-                for k in check_sizes("n_components", sizes)
-            ]
-        check_model(self.estimator)
-        model = clone(self.estimator)
-        if model.beta == 0:
-            raise ValueError(
-                "estimator has beta=0: a plain autoencoder has no density, which scores are. "
-                "Give beta a positive number."
-            )
-        if model.random_state is None:
-            model.set_params(random_state=self.random_state)
-        return [model]
+        if self.estimator is not None:
+            return [cloned_model(self.estimator, self.random_state, "scores are")]
+        sizes = self.n_components
+        if sizes is None:
+            sizes = sorted({2, half_of_columns(X)})
+        elif isinstance(sizes, Integral) and not isinstance(sizes, bool):
+            sizes = [sizes]
+        # one seed for all, also where random_state is a generator that goes on
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        return [
+            VAETransformer(k, prior="mixture", noise_floor=FLOOR, random_state=seed)
+            for k in check_sizes("n_components", sizes)
+        ]
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Log-density of each row, the mean of the models': the lower, the stranger.
