@@ -17,7 +17,7 @@ from .targets import Stored
 
 Floats = NDArray[np.float64]
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
-LEFT_OUT = 1_000  # rows that components are left out of, at most
+LEFT_OUT = 1_000  # rows that components should be left out of, at most
 WEIGHED = 64  # rows whose importance weights are looked at
 WORKSPACE = 2**20  # numbers that one array may hold
 FEW_POINTS = 0.05  # share of a score's points below which it is called degenerate
@@ -65,7 +65,7 @@ def explained_share(vae: Any, rows: Stored) -> Floats:
     The rise of ``-log p(x | z)`` at the encoder's mean when the component is set to 0, over the
     rise when all are. NaN where the components together explain nothing.
     """
-    rows, k = rows.head(LEFT_OUT), vae.n_components
+    k = vae.n_components
     size = max(1, WORKSPACE // ((k + 2) * width(vae)))
     total = torch.zeros(k + 2, dtype=torch.float64)
     # which components stay: all, all but one, none
@@ -155,7 +155,8 @@ def _components(vae: Any) -> list[str]:
     total = vae.kl_per_component_.sum()
     lines = [f"Components: {active} of {k} active, {total:.2f} nats per row."]
     for j in np.argsort(-vae.kl_per_component_, kind="stable")[: max(active, 1)][:10]:
-        nats, share = vae.kl_per_component_[j], vae.explained_share_[j]
+        nats = vae.kl_per_component_[j]
+        share = math.nan if vae.explained_share_ is None else vae.explained_share_[j]
         explains = "" if math.isnan(share) else f", explains {share:.0%}"
         lines.append(f"  component {j}: {nats:.2f} nats{explains}.")
     if active > 10:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from . import columns
 from .checks import check_integer, check_option
-from .diagnostics import ACTIVE_KL, efficiency, explained_share, moments, summary
+from .diagnostics import ACTIVE_KL, LEFT_OUT, efficiency, explained_share, moments, summary
 from .families import COUNTS, gaussian_part, support
 from .fitting import AnyRows, Fit
 from .likelihoods import Gaussian
@@ -286,12 +286,12 @@ class VAETransformer(
         it says about them. Without meaning where ``beta=0``: NaN.
     n_active_components_ : int
         Components that carry more than 0.01 nats; with ``beta=0``, all.
-    explained_share_ : ndarray of shape (n_components,)
+    explained_share_ : ndarray of shape (n_components,) or None
         What each component explains of the rows, as a share of what all do: the rise of
         ``-log p(x | z)``, with z the encoder's mean, when it is set to 0, over the rise when all
         are. `PCA`'s ``explained_variance_ratio_``, scaled to sum to 1, where decoder and encoder
         are linear and all columns have one spread; else components may share what they explain,
-        and the sum is not 1. Over up to 1,000 training rows.
+        and the sum is not 1. Over up to 1,000 training rows; None after `partial_fit`.
     linear_gain_, linear_gain_error_ : float or None
         How much the held-out rows' ELBO gained by training over the linear start, nats per row, and
         the standard error. Above two standard errors it does more than a linear model would. None
@@ -299,7 +299,7 @@ class VAETransformer(
         where ``warm_start`` goes on.
     score_efficiency_ : float or None
         Share of the points of `score_samples` that count, as an effective sample size; the median
-        of some training rows. Near zero a single row's score is rough.
+        of some training rows. Near zero a single row's score is rough. None after `partial_fit`.
     effective_sample_size_ : ndarray of shape (n_rows,)
         Of the last ``sample(given=...)``: how many points stood for the posterior of each row.
 
@@ -453,7 +453,9 @@ class VAETransformer(
             metadata = None if sample_weight is None else {"sample_weight": sample_weight}
             given = {"X": X, "y": y, "metadata": metadata}
             context = self._begin(given)
-            self._finish(fit, fit.run(rows, self._on_epoch(context, fit, given), go_on))
+            data = fit.run(rows, self._on_epoch(context, fit, given), go_on)
+            self._finish(fit, data)
+            self._describe(data)
             if context is not None:
                 context.call_on_fit_task_end(estimator=self, **given)
             self._warn(fit)
@@ -662,14 +664,11 @@ class VAETransformer(
         module = self._module(np.dtype(np.float32))  # enough for means over rows
         self.kl_per_component_, variance = moments(module, some)
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())
-        self.explained_share_ = explained_share(module, some)
-        self.score_efficiency_: float | None = None
         if self.beta == 0:
             self.kl_per_component_ = np.full(self._n_features_out, math.nan)
             self.n_active_components_ = self._n_features_out
-        else:
-            points = self._points(self.n_score_samples, self._score_seed)
-            self.score_efficiency_ = efficiency(self.module_, some, *points)
+        self.explained_share_: NDArray[np.float64] | None = None
+        self.score_efficiency_: float | None = None
         self.__dict__.pop("noise_variance_", None)  # an earlier fit's
         normal = gaussian_part(self.module_.likelihood)
         if normal is not None:
@@ -679,6 +678,14 @@ class VAETransformer(
             with np.errstate(over="ignore", under="ignore"):  # units beyond 1e154 or below 1e-154
                 variance[normal_columns] *= part.scale**2
             self.noise_variance_ = variance
+
+    def _describe(self, data: Stored | Streamed) -> None:
+        """Write the attributes that cost many times a pass over the few rows of a batch."""
+        some = data.head(LEFT_OUT)
+        self.explained_share_ = explained_share(self._module(np.dtype(np.float32)), some)
+        if self.beta > 0:
+            points = self._points(self.n_score_samples, self._score_seed)
+            self.score_efficiency_ = efficiency(self.module_, some, *points)
 
     def summary(self) -> str:
         """What is worth knowing about the fit, in words.

@@ -739,6 +739,9 @@ def _check_padding(layer: Any) -> None:
 
 def _check_works(estimator: Any) -> None:
     """Let one row go through the model; whatever fails says that it is none."""
+    if hasattr(estimator, "estimators_"):
+        for each in estimator.estimators_:
+            _check_works(each)
     model = estimator if hasattr(estimator, "_fit") else estimator.estimator_
     module, columns = model.module_, model._columns
     k, n = model._n_features_out, len(columns.names)

@@ -78,6 +78,16 @@ def test_partial_fit_and_no_held_out_rows_know_no_gain():
     assert "Gain" not in vae.summary()
 
 
+def test_a_pass_spares_itself_what_costs_more_than_it():
+    vae = VAETransformer(2, random_state=0).fit(IRIS)
+    assert "explains" in vae.summary()
+    vae.partial_fit(IRIS)
+    assert vae.explained_share_ is None
+    assert vae.score_efficiency_ is None
+    assert "explains" not in vae.summary()
+    assert "Scores" not in vae.summary()
+
+
 def test_the_summary_says_what_the_attributes_do():
     vae = VAETransformer(3, random_state=0).fit(WINE)
     text = vae.summary()

@@ -218,6 +218,11 @@ def test_a_saved_detector_is_the_same(tmp_path):
     np.testing.assert_array_equal(loaded.contributions(X[:3]), detector.contributions(X[:3]))
     with pytest.raises(ValueError, match="VAEOutlierDetector"):
         VAETransformer.load(tmp_path / "detector.skvae")
+    two = VAEOutlierDetector(n_components=(1, 2), random_state=0).fit(X[:40])
+    two.estimators_[1].module_.n_components = 3  # of which the first model knows nothing
+    two.save(tmp_path / "detector.skvae")
+    with pytest.raises(ValueError, match="it has 2 components, and its module 3"):
+        VAEOutlierDetector.load(tmp_path / "detector.skvae")
 
 
 @pytest.mark.parametrize(
