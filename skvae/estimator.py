@@ -32,7 +32,7 @@ from . import columns
 from .checks import check_integer, check_option
 from .diagnostics import ACTIVE_KL, LEFT_OUT, efficiency, explained_share, moments, summary
 from .families import COUNTS, gaussian_part, support
-from .fitting import AnyRows, Fit
+from .fitting import AnyRows, Fit, OnEpoch
 from .likelihoods import Gaussian
 from .networks import Spread, slices, width
 from .onnx import write
@@ -453,13 +453,17 @@ class VAETransformer(
             metadata = None if sample_weight is None else {"sample_weight": sample_weight}
             given = {"X": X, "y": y, "metadata": metadata}
             context = self._begin(given)
-            data = fit.run(rows, self._on_epoch(context, fit, given), go_on)
-            self._finish(fit, data)
-            self._describe(data)
+            self._train(fit, rows, self._on_epoch(context, fit, given), go_on)
             if context is not None:
                 context.call_on_fit_task_end(estimator=self, **given)
             self._warn(fit)
         return self
+
+    def _train(self, fit: Fit, rows: AnyRows, on_epoch: OnEpoch, go_on: bool) -> None:
+        """Fit to these rows, and write what is known then."""
+        data = fit.run(rows, on_epoch, go_on)
+        self._finish(fit, data)
+        self._describe(data)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit on one batch of rows: one pass, and no held-out rows.
@@ -607,9 +611,7 @@ class VAETransformer(
         context.call_on_fit_task_begin(estimator=self, **given)
         return context
 
-    def _on_epoch(
-        self, context: Any, fit: Fit, given: dict[str, Any]
-    ) -> Callable[[int, float, float | None, VAE], bool]:
+    def _on_epoch(self, context: Any, fit: Fit, given: dict[str, Any]) -> OnEpoch:
         """What happens after each epoch: a printed line, callbacks. True stops the training."""
         began = time.perf_counter()
 

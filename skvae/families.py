@@ -38,6 +38,7 @@ COUNTS = ("poisson", "negative_binomial")
 RAREST = 1e-3  # the start's lowest probability of a column in [0, 1]: its logit stays finite
 MAX_LEVELS = 64  # categorical columns of more levels are `ManyLevels`
 BASIS = 8  # numbers that then describe a level, at most
+ROBUST_ROWS = 2**20  # of several processes, that a median is taken of
 SHRINK = 5.0  # rows that a level's description is worth before its own are counted
 
 # (shift, scale, which columns are logarithms) -> the likelihood of normal columns
@@ -81,7 +82,6 @@ def build(
         if family == "categorical" and n_levels[j] > MAX_LEVELS:
             family = f"many levels {j}"
         groups.setdefault("gaussian" if family in NORMAL else family, []).append(j)
-    share = rows.weights / rows.weights.sum()
     parts: dict[str, Any] = {}
     for family, group in groups.items():
         if family == "gaussian":
@@ -89,14 +89,13 @@ def build(
             shift, scale = _statistics(rows, group, _logs_of(families))
             parts[family] = gaussian(shift, scale, log)
         elif family == "student_t":
-            shift, scale = np.hstack([_robust(rows.columns([j]), share) for j in group])
+            shift, scale = np.hstack([_robust(rows, j) for j in group])
             parts[family] = StudentT(shift, scale)
         elif family == "bernoulli":
             mean, _ = _statistics(rows, group)
             parts[family] = Bernoulli(mean.clip(RAREST, 1 - RAREST))
         elif family == "categorical":
-            counts = [_shares(rows.columns([j])[:, 0], share, n_levels[j]) for j in group]
-            parts[family] = Categorical(counts)
+            parts[family] = Categorical([_shares(rows, j, n_levels[j]) for j in group])
         elif family in COUNTS:
             parts[family] = _counts(family, rows, group, exposure, dispersions_vary)
         elif family == "multinomial":
@@ -104,7 +103,7 @@ def build(
     known = [(part, groups[name]) for name, part in parts.items()]
     for family, (j, *_) in groups.items():
         if family not in parts:
-            probability = _shares(rows.columns([j])[:, 0], share, n_levels[j])
+            probability = _shares(rows, j, n_levels[j])
             parts[family] = ManyLevels(probability, _basis(rows, j, probability, known))
     order = sorted(parts, key=lambda name: name == "gaussian")
     columns = [groups[name] for name in order]
@@ -132,7 +131,7 @@ def _statistics(
 ) -> Floats:
     """Location and scale of what ``values`` makes of these columns: (2, n_columns)."""
     found = [
-        location_and_scale(values(which, rows.columns(which)), rows.weights)
+        location_and_scale(values(which, rows.columns(which)), rows.weights, rows.world)
         for which in rows.column_blocks(group)
     ]
     return np.hstack(found)
@@ -152,27 +151,31 @@ def gaussian_raw(likelihood: Any, raw: Tensor) -> Tensor:
     return likelihood.raw(raw)[-1] if isinstance(likelihood, Mixed) else raw
 
 
-def _robust(cells: Floats, share: Floats) -> tuple[Floats, Floats]:
-    """Weighted median, and half the range of the middle 68%; 1 where that is zero."""
-    found = []
-    for column in cells.T:
-        seen = ~np.isnan(column)
-        order = np.argsort(column[seen], kind="stable")
-        below = share[seen][order].cumsum()
-        at = np.searchsorted(below, np.array([0.16, 0.5, 0.84]) * below[-1:].sum())
-        values = column[seen][order]
-        found.append(values[at.clip(max=len(values) - 1)] if len(values) else np.zeros(3))
-    low, middle, high = np.array(found).T
+def _robust(rows: DistinctRows, j: int) -> Floats:
+    """Weighted median, and half the range of the middle 68%; 1 where that is zero: (2, 1)."""
+    cells = rows.columns([j])
+    _, deviation = location_and_scale(cells, rows.weights, rows.world)
+    each = np.column_stack([cells, rows.share])
+    if rows.world.size > 1:
+        # quantiles need the cells themselves: of some rows, whose order is random
+        some = each[: max(1, ROBUST_ROWS // rows.world.size)]
+        some[:, 1] *= len(each) / max(len(some), 1)
+        each = rows.world.gather(torch.from_numpy(some)).numpy()
+    each = each[~np.isnan(each[:, 0])]
+    values, share = each[np.argsort(each[:, 0], kind="stable")].T
+    below = share.cumsum()
+    at = np.searchsorted(below, np.array([0.16, 0.5, 0.84]) * below[-1:].sum())
+    low, middle, high = values[at.clip(max=len(values) - 1)] if len(values) else np.zeros(3)
     half = 0.5 * (high - low)
-    _, deviation = location_and_scale(cells, share)
-    return middle, np.where(half > 0, half, deviation)
+    return np.array([[middle], [half if half > 0 else deviation[0]]])
 
 
-def _shares(codes: Floats, share: Floats, n_levels: int) -> Floats:
+def _shares(rows: DistinctRows, j: int, n_levels: int) -> Floats:
     """Share of each level; half a row more each, so that none is impossible."""
+    codes, n_levels = rows.columns([j])[:, 0], max(n_levels, 1)
     seen = ~np.isnan(codes)
-    n_levels = max(n_levels, 1)
-    found = np.bincount(codes[seen].astype(int), share[seen], n_levels) + 0.5 / len(codes)
+    counted = np.bincount(codes[seen].astype(int), rows.share[seen], n_levels)
+    found = rows.world.sum(counted) + 0.5 / rows.n_in_all
     return np.asarray(found / found.sum())
 
 
@@ -180,7 +183,8 @@ def _counts(
     family: str, rows: DistinctRows, group: Sequence[int], exposure: bool, dispersions_vary: bool
 ) -> Any:
     mean, deviation = _statistics(rows, group)
-    mean = mean.clip(min=0.5 / len(rows))
+    world = rows.world
+    mean = mean.clip(min=0.5 / rows.n_in_all)
     # by moments: variance = mean + mean^2 / size
     size = 1 / ((deviation / mean) ** 2 - 1 / mean).clip(1e-3, 20.0)
     spread = None
@@ -194,8 +198,9 @@ def _counts(
                 total[:, 0] += np.nan_to_num(column)
         sizes = total.clip(min=0.5) / np.where(usual > 0, usual, np.nan)
         relative = total / np.where(usual > 0, usual, np.nan)
-        center, deviation_of_total = location_and_scale(relative, rows.weights)
-        varies = (usual > 0).any() and np.nanmax(relative) > np.nanmin(relative)
+        center, deviation_of_total = location_and_scale(relative, rows.weights, world)
+        lowest = world.min(np.fmin.reduce(relative, axis=None, initial=np.inf))
+        varies = world.max(np.fmax.reduce(relative, axis=None, initial=-np.inf)) > lowest
         center = np.where(center > 0, center, 1.0)
         # of totals' variation, what the counts' own noise brings is no exposure
         noise = (mean + (family != "poisson") * mean**2 / size).sum() / mean.sum() ** 2
@@ -216,7 +221,7 @@ def _basis(
     """What the other columns say about each level: leading directions of the levels' means."""
     n_levels = len(probability)
     n_inputs = sum(part.n_inputs for part, _ in others)
-    weight, counted = np.zeros(n_levels), np.zeros(n_levels)
+    weight, counted = np.zeros(n_levels), np.zeros(n_levels, dtype=np.int64)
     total = torch.zeros(n_levels, n_inputs, dtype=torch.float64)
     for part_of, T in rows.blocks():
         seen = ~np.isnan(T[:, j])
@@ -230,6 +235,8 @@ def _basis(
         if inputs:
             cells = torch.cat(inputs, 1) * torch.from_numpy(shares)[:, None]
             total.index_add_(0, torch.from_numpy(at), cells)
+    weight, counted = rows.world.sum(weight), rows.world.sum(counted)
+    total = rows.world.sum(total)
     if n_inputs and counted.any():
         means = total.numpy() / weight.clip(min=1e-300)[:, None]
         means *= (counted / (counted + SHRINK))[:, None]

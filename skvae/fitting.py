@@ -36,13 +36,14 @@ from .networks import (
     silence_fresh,
     width,
 )
-from .priors import PRIORS, StandardNormal
+from .priors import PRIORS, StandardNormal, check_prior
 from .rows import DistinctRows, Floats, StreamedRows
 from .settings import Settings
 from .spread import Sample, SpreadFit
 from .targets import GATHERED, Stored, Streamed, Unread
 from .training import History, Rows, Trainer
 from .vae import VAE
+from .world import World
 
 F64, F32 = torch.float64, torch.float32
 VARYING = ("auto", "heteroscedastic")  # noise: dispersions of counts are functions of z
@@ -56,6 +57,7 @@ PART = 2**18  # numbers that an array holds where rows are read for one sum afte
 PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
+STREAM = 1_000_003  # between the seeds of processes
 SHOWN = 1_000  # rows whose KL is told after an epoch
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_CELLS = 2**22  # and cells of these
@@ -129,26 +131,35 @@ class Fit:
 
     def run(self, rows: AnyRows, on_epoch: OnEpoch, go_on: bool) -> Stored | Streamed:
         """Fit; ``go_on`` from the model there is. Returns the rows as targets."""
-        with self._guarded(len(rows), rows.n_columns):
+        with self._guarded(rows.n_in_all, rows.n_columns):
             return self._run(rows, on_epoch, go_on)
 
     def _run(self, rows: AnyRows, on_epoch: OnEpoch, go_on: bool) -> Stored | Streamed:
         s = self.settings
         generator = self._generator()
         data = self._read(rows) if go_on else self._start(rows, generator)
+        world = rows.world
+        if world.rank:  # what all processes draw alike is drawn: each has rows of its own
+            generator.manual_seed(self.seed + self.n_epochs + world.rank * STREAM)
         size = 0
         if s.early_stopping:
             size = min(max(1, round(s.validation_fraction * len(rows))), len(rows) - 1)
         # the same rows and noise each time that a fit goes on, so that held-out rows stay so
-        fixed = torch.Generator().manual_seed(self.seed + 1)
+        fixed = torch.Generator().manual_seed(self.seed + 1 + world.rank * STREAM)
         train, held_out = data.split(size, fixed)
         self.unit, self.held_out_unit = train.unit, held_out.unit
         self.losses, self.scores, self.best_score, self.gain = [], [], None, None
         self.interrupted = self.improving = False
-        self.shown = (held_out if size else train).head(SHOWN)
+        n_held_out = held_out.n_in_all
+        if s.early_stopping and not n_held_out:
+            raise ValueError(
+                f"None of {rows.n_in_all} rows can be held out, since each process has but one. "
+                "Fit them with VAETransformer, or set early_stopping=False."
+            )
+        self.shown = (held_out if n_held_out else train).head(SHOWN)
         if s.max_iter > 0:
             # the same noise for each evaluation: (n_draws, n, n_components)
-            n_draws = max(min(16, 1024 // max(len(held_out), 1)), s.n_importance_samples, 1)
+            n_draws = max(min(16, 1024 // max(n_held_out, 1)), s.n_importance_samples, 1)
             noise = torch.randn(n_draws, len(held_out), s.n_components, generator=fixed, dtype=F32)
             if s.beta == 0:
                 noise = noise[:1].zero_()
@@ -168,7 +179,7 @@ class Fit:
 
     def run_pass(self, rows: AnyRows) -> Stored | Streamed:
         """One pass over a batch of rows, going on exactly where the last one ended."""
-        with self._guarded(len(rows), rows.n_columns):
+        with self._guarded(rows.n_in_all, rows.n_columns):
             return self._run_pass(rows)
 
     def _run_pass(self, rows: AnyRows) -> Stored | Streamed:
@@ -180,7 +191,7 @@ class Fit:
         self.unit = data.unit
         with self._randomness(self.seed + 3 + self.n_epochs):
             self.n_rows += len(rows)
-            model, trainer = self._prepare_mean(self.n_rows, generator)
+            model, trainer = self._prepare_mean(self.n_rows, data.world, generator)
             loss = trainer.epoch(self._mean_rows(model, data, generator))
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss of this pass was {loss}")
@@ -219,7 +230,7 @@ class Fit:
         sample = rows.sample
         kept = None if sample.is_sparse else torch.empty(len(sample), rows.n_columns, dtype=F32)
         units, gaps = torch.empty(len(sample), dtype=F64), False
-        share = torch.from_numpy(sample.weights / sample.weights.sum())
+        share = torch.from_numpy(sample.share)
         for part, T in sample.blocks():
             cells = torch.from_numpy(np.ascontiguousarray(likelihood.standardize(T)))
             units[part] = torch.from_numpy(likelihood.log_unit(T).sum(1))
@@ -228,8 +239,9 @@ class Fit:
                 kept[part] = cells
             if moments is not None:
                 moments.add(likelihood.embed(cells), share[part])
-        weights = torch.from_numpy(sample.weights / sample.weights.mean())
-        stored = Stored(Unread(sample, likelihood) if kept is None else kept, weights, units, gaps)
+        weights = torch.from_numpy(sample.weights / (sample.total / sample.n_in_all))
+        targets = Unread(sample, likelihood) if kept is None else kept
+        stored = Stored(targets, weights, units, gaps, world=sample.world)
         return stored if rows is sample else Streamed(rows, likelihood, stored)
 
     def _start(self, rows: AnyRows, generator: torch.Generator) -> Stored | Streamed:
@@ -245,11 +257,11 @@ class Fit:
         center, S, data = self._moments(rows, likelihood)
         if center.isnan().any():
             # their order is random
-            some = slice(min(COMPLETED_ROWS, max(1, SAMPLED // likelihood.n_inputs)))
-            cells = torch.from_numpy(likelihood.standardize(sample.block(some)))
-            share = torch.from_numpy(sample.weights[some] / sample.weights[some].sum())
+            some = min(COMPLETED_ROWS, max(1, SAMPLED // likelihood.n_inputs))
+            T, share = sample.head(some)
+            cells = torch.from_numpy(likelihood.standardize(T))
             center, S = linear.completed_covariance(
-                likelihood.embed(cells), share, k, s.noise_floor
+                likelihood.embed(cells), torch.from_numpy(share), k, s.noise_floor
             )
         gaussian = gaussian_part(likelihood)
         model = self._linear_model(S, gaussian)
@@ -340,7 +352,7 @@ class Fit:
         if likelihood.n_inputs <= linear.WIDE:
             moments = linear.Moments(likelihood.n_inputs)
             data = self._read(rows, likelihood, moments)
-            return *moments.result(), data
+            return *moments.result(rows.world), data
         data = self._read(rows, likelihood)
         # their order is random
         some = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
@@ -449,27 +461,7 @@ class Fit:
             with torch.no_grad():
                 prior.start(self.mean, targets.to(F64), generator)
             prior.to(F64)
-        for name in ("log_prob", "sample"):
-            if not hasattr(prior, name):
-                raise TypeError(
-                    f"prior must have the methods log_prob(z) and sample(n_samples, generator, "
-                    f"dtype), but {type(prior).__name__} has no {name}."
-                )
-        contract = (
-            f"log_prob(z) must map (..., {k}) to (...), and sample(n_samples, generator, dtype) "
-            f"give (n_samples, {k})"
-        )
-        try:
-            with torch.no_grad():
-                drawn = prior.sample(3, torch.Generator().manual_seed(0), F64)
-                shapes = tuple(drawn.shape), tuple(prior.log_prob(torch.zeros(3, k).to(F64)).shape)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"prior failed on 3 latents: {error}. Its {contract}.") from error
-        if shapes != ((3, k), (3,)):
-            raise ValueError(
-                f"prior's draws have shape {shapes[0]}, and log_prob of (3, {k}) has {shapes[1]}. "
-                f"Its {contract}."
-            )
+        check_prior(prior, k)
         if s.free_bits and not hasattr(prior, "kl"):
             raise ValueError(
                 f"free_bits={s.free_bits} needs a KL per component in closed form, which "
@@ -479,7 +471,7 @@ class Fit:
     # ---------------------------------------------------------------- the mean
 
     def _prepare_mean(
-        self, n_rows: int, generator: torch.Generator, encoder_too: bool = True
+        self, n_rows: int, world: World, generator: torch.Generator, encoder_too: bool = True
     ) -> tuple[VAE, Trainer]:
         """A float32 copy of the model to train, all of it or all but the encoder; its trainer."""
         s = self.settings
@@ -505,7 +497,7 @@ class Fit:
             if "network" in name and p.dim() > 1 and p.requires_grad
         )
         alpha = s.alpha / n_rows  # the prior of the weights against the likelihood of all rows
-        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, alpha, penalised)
+        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, alpha, penalised, world)
         state = self.optimizer_state
         # of other parameters where a user has frozen some since
         if state is not None and encoder_too and len(state["iterate"]) == len(trainer.flat):
@@ -515,21 +507,22 @@ class Fit:
     def _mean_rows(self, model: VAE, data: Stored | Streamed, generator: torch.Generator) -> Rows:
         """Rows to train on, with the negative ELBO as their loss."""
         s = self.settings
-        batch_size = self._batch_size(len(data))
+        n_rows = data.n_in_all
+        n_batches = math.ceil(n_rows / self._batch_size(n_rows))
         hints = functools.partial(self._hints, model)
         m = s.n_importance_samples
-        read_data = data.reader(batch_size, generator, s.device, hints, m * s.n_components)
+        read_data = data.reader(n_batches, generator, s.device, hints, m * s.n_components)
         before = self.n_epochs
 
         # of several importance samples (n, m, k): rows first, as all that batches are slices of
         draws = (s.n_components,) if m == 1 else (m, s.n_components)
 
-        def read() -> Iterator[tuple[Tensor, ...]]:
-            for targets, *others in read_data():
+        def read() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+            for n, (targets, *others) in read_data():
                 noise = torch.randn(len(targets), *draws, generator=generator, dtype=F32)
                 if s.beta == 0:
                     noise.zero_()  # a plain autoencoder
-                yield targets, noise.to(s.device), *others
+                yield n, (targets, noise.to(s.device), *others)
 
         def backward(
             epoch: int, batch: Tensor, noise: Tensor, weight: Tensor, hints: Tensor | None = None
@@ -539,7 +532,7 @@ class Fit:
             weight = weight / len(batch)
             return model.backward(batch, noise, weight, beta, hints, s.free_bits)
 
-        return Rows(len(data), read, backward, batch_size)
+        return Rows(n_rows, n_batches, read, backward)
 
     @staticmethod
     def _hints(model: VAE, data: Stored) -> Tensor | None:
@@ -570,19 +563,20 @@ class Fit:
         as led to the best weights.
         """
         s = self.settings
-        few = s.early_stopping and len(whole) <= FEW_ROWS
+        n_rows, world = whole.n_in_all, whole.world
+        few = s.early_stopping and n_rows <= FEW_ROWS
         # the starts of other families and priors are only near
         exact = all(f in NORMAL for f in self.families)
         exact = exact and isinstance(self.mean.prior, StandardNormal)
         on_trial = few and exact and self.linear_encoder and s.encoder is None
-        data = len(whole), train, held_out, noise, generator
+        data = n_rows, train, held_out, noise, generator
         encoder_too = True
         model, trainer, history, gains = self._train(*data, encoder_too, on_epoch)
         if on_trial and history.best_iter > 0 and not (history.interrupted or history.stopped):
             alone, _, its_history, its_gains = self._train(*data, encoder_too=False)
             if its_history.interrupted:
                 history.interrupted = True  # keep what is finished
-            elif not _proven(gains - its_gains):
+            elif not world.lead(_proven(gains - its_gains)):
                 encoder_too, model, history, gains = False, alone, its_history, its_gains
         self.losses = history.losses
         self.interrupted = history.interrupted
@@ -592,11 +586,11 @@ class Fit:
         self.improving = history.n_iter == s.max_iter and not history.converged and late and rose
         if s.early_stopping:
             self.scores, self.best_score = history.scores, history.best_score
-            self.gain = _mean_and_error(gains.to("cpu", F64), held_out.share)
+            self.gain = _mean_and_error(gains.to("cpu", F64), world.gather(held_out.share))
             if history.best_iter == 0:
                 return  # the exact start stays
         if few and not history.interrupted:
-            again, its_trainer = self._prepare_mean(len(whole), generator, encoder_too)
+            again, its_trainer = self._prepare_mean(n_rows, world, generator, encoder_too)
             rows = self._mean_rows(again, whole, generator)
             try:
                 if its_trainer.replay(rows, history.path):
@@ -624,10 +618,11 @@ class Fit:
     ) -> tuple[VAE, Trainer, History, Tensor]:
         """One training of the mean: its model, what happened, and each held-out row's gain."""
         s = self.settings
-        model, trainer = self._prepare_mean(n_rows, generator, encoder_too)
+        world = train.world
+        model, trainer = self._prepare_mean(n_rows, world, generator, encoder_too)
         evaluate, gains = None, torch.zeros(0)
         if s.early_stopping:
-            weights = held_out.share.to(s.device, F32)
+            weights = world.gather(held_out.share).to(s.device, F32)
             hints = self._hints(model, held_out)
             judge = functools.partial(
                 self._judge, model, held_out, weights, noise.to(s.device), hints
@@ -635,7 +630,7 @@ class Fit:
             gains = -judge()
 
             def evaluate() -> float:
-                return float(weights @ judge())
+                return world.lead(float(weights @ judge()))
 
         def after(history: History) -> bool:
             score = history.scores[-1] if s.early_stopping else None
@@ -667,6 +662,8 @@ class Fit:
     ) -> Tensor:
         """ELBO of held-out rows (n,) under fixed noise (n_draws, n, k); shares sum to one.
 
+        Each process has its own rows and their noise, and all get the results of all.
+
         Where one spread is common to all normal columns, the held-out rows get the one that suits
         them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
         outweighing all that the mean learns.
@@ -676,8 +673,10 @@ class Fit:
         targets = (part.to(noise.device) for part, _ in data.parts(size))
         parts = zip(targets, noise.split(size, 1), some, strict=False)
         with torch.no_grad():
-            judged = [self._judge_part(model, *part) for part in parts]
-        nats, error, n_cells = (torch.cat(each) for each in zip(*judged, strict=True))
+            judged = [torch.stack(self._judge_part(model, *part), 1) for part in parts]
+        # a process may have none
+        found = torch.cat([noise.new_zeros(0, 3), *judged])
+        nats, error, n_cells = data.world.gather(found).T.contiguous()
         floor = self.settings.noise_floor**2
         best = ((share @ error) / (share @ n_cells).clamp_min(1e-12)).clamp_min(floor)
         return nats - 0.5 * (n_cells * (LOG_2PI + best.log()) + error / best)
@@ -743,7 +742,10 @@ class Fit:
         k = s.n_components
         model = VAE(encoder, spread, likelihood, prior, k, completion).eval()
         n_rows = max(1, min(SPREAD_ROWS, SPREAD_CELLS // model.likelihood.n_inputs))
-        samples = train.head(n_rows), (held_out or train).head(n_rows // 8 if held_out else 0)
+        if held_out is None or not held_out.n_in_all:
+            samples = train.head(n_rows), train.head(0)
+        else:
+            samples = train.head(n_rows), held_out.head(n_rows // 8)
         rows, others = (Sample(part, (w / w.sum()).float()) for part, w in (x[:] for x in samples))
         excess = self.excess if go_on else None
         part = gaussian_part(model.likelihood)

@@ -22,6 +22,8 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
+from .world import ALONE, World
+
 DUST = 1e-14  # loadings this much smaller than the largest are zero
 DENSE = 256  # columns up to which all eigenvectors are found at once
 WIDE = 1024  # columns up to which covariances are matrices
@@ -88,10 +90,11 @@ class Moments:
         self.first += weighted.sum(0)
         self.second.addmm_(weighted.T, inputs)
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance."""
-        S = self.second - self.first[:, None] * self.first
-        return self.first, 0.5 * (S + S.T)
+    def result(self, world: World = ALONE) -> tuple[Tensor, Tensor]:
+        """Mean and covariance, of the rows of all processes."""
+        first, second = world.sum(self.first), world.sum(self.second)
+        S = second - first[:, None] * first
+        return first, 0.5 * (S + S.T)
 
 
 class Wide:

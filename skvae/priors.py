@@ -222,3 +222,31 @@ def _some(targets: Tensor, n_rows: int, generator: torch.Generator) -> Tensor:
     """So many rows at random; each once before any comes again."""
     order = torch.randperm(len(targets), generator=generator)
     return targets[order.repeat(math.ceil(n_rows / len(order)))[:n_rows]]
+
+
+def check_prior(prior: Any, k: int) -> None:
+    """Refuse what is no prior of this many components, by three latents."""
+    for name in ("log_prob", "sample"):
+        if not hasattr(prior, name):
+            raise TypeError(
+                f"prior must have the methods log_prob(z) and sample(n_samples, generator, "
+                f"dtype), but {type(prior).__name__} has no {name}."
+            )
+    contract = (
+        f"log_prob(z) must map (..., {k}) to (...), and sample(n_samples, generator, dtype) "
+        f"give (n_samples, {k})"
+    )
+    try:
+        with torch.no_grad():
+            drawn = prior.sample(3, torch.Generator().manual_seed(0), torch.float64)
+            shapes = (
+                tuple(drawn.shape),
+                tuple(prior.log_prob(torch.zeros(3, k).to(torch.float64)).shape),
+            )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"prior failed on 3 latents: {error}. Its {contract}.") from error
+    if shapes != ((3, k), (3,)):
+        raise ValueError(
+            f"prior's draws have shape {shapes[0]}, and log_prob of (3, {k}) has {shapes[1]}. "
+            f"Its {contract}."
+        )

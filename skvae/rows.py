@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
+
+from .world import ALONE, World
 
 Floats = NDArray[np.float64]
 SUMMED = 4096  # rows at a time in sums: temporary arrays stay small
@@ -39,6 +42,8 @@ class DistinctRows:
     weights : ndarray of shape (n_rows,)
     check : callable, default=None
         ``check(j, cells)`` of each column before anything else, in X's own order; may raise.
+    world : World, default=ALONE
+        The processes that have the other rows.
 
     Attributes
     ----------
@@ -46,6 +51,10 @@ class DistinctRows:
         Whether X is.
     weights : ndarray of shape (len(self),)
         Summed over equal rows.
+    n_in_all : int
+        Rows of all processes.
+    total : float
+        Weight of these.
 
     Examples
     --------
@@ -67,9 +76,12 @@ class DistinctRows:
         X: Any,
         weights: Floats,
         check: Callable[[int, Floats], None] | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.schema, self.X, self.n_columns = schema, X, X.shape[1]
+        self.schema, self.X, self.n_columns, self.world = schema, X, X.shape[1], world
         self.is_sparse = issparse(X)
+        # sums over columns that are read together: all processes take the same ones
+        self._height_of_columns = int(world.max(np.float64(X.shape[0])))
         # columns of CSR can only be found by reading all of it
         self._by_column = X.tocsc() if self.is_sparse else X
         kept = np.flatnonzero(weights > 0)
@@ -82,13 +94,20 @@ class DistinctRows:
         first = np.flatnonzero(self._new(key))
         self._order = self._order[first]
         self.weights: Floats = np.add.reduceat(weights, first) if len(first) else weights
+        self.n_in_all = int(world.sum(np.float64(len(first))))
+        self.total = float(world.sum(self.weights.sum()))
+
+    @property
+    def share(self) -> Floats:
+        """Of each row in the weight of all: over all processes they sum to one."""
+        return np.asarray(self.weights / self.total)
 
     def __len__(self) -> int:
         return len(self._order)
 
     def column_blocks(self, which: Sequence[int]) -> Iterator[Sequence[int]]:
         """These columns, as many at a time as a block may hold."""
-        size = max(1, BLOCK // max(self.X.shape[0], 1))
+        size = max(1, BLOCK // max(self._height_of_columns, 1))
         for start in range(0, len(which), size):
             yield which[start : start + size]
 
@@ -100,6 +119,20 @@ class DistinctRows:
     def block(self, rows: slice | NDArray[np.intp]) -> Floats:
         """Some rows of T: (len, n_columns)."""
         return self._read(self._order[rows])
+
+    def head(self, n_rows: int) -> tuple[Floats, Floats]:
+        """The first rows of T, and their shares: of each process as large a part.
+
+        All processes get the same ones. Their order is random.
+        """
+        n_own = -(-min(n_rows, self.n_in_all) * len(self) // max(self.n_in_all, 1))
+        n_own = n_rows if self.world.size == 1 else n_own
+        some = slice(min(n_own, len(self)))
+        stands_for = len(self) / max(some.stop, 1)
+        T, weights = self.block(some), self.weights[some] * stands_for
+        if self.world.size > 1:
+            T, weights = (self.world.gather(torch.from_numpy(a)).numpy() for a in (T, weights))
+        return T, np.asarray(weights / weights.sum())
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
         """All rows of T, a block at a time."""
@@ -164,10 +197,14 @@ class StreamedRows:
     weights : ndarray of shape (n_rows,), default=None
     check : callable, default=None
         ``check(T, first_row)`` of each block; may raise.
+    world : World, default=ALONE
+        The processes that have the other rows.
 
     Attributes
     ----------
     sample : DistinctRows
+    n_in_all : int
+        Rows of all processes.
     weights : ndarray of shape (n_rows,) or None
         Their mean is one.
     n_chunks : int
@@ -179,10 +216,14 @@ class StreamedRows:
         X: Any,
         weights: Floats | None = None,
         check: Callable[[Floats, int], None] | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.schema, self.X = schema, X
+        self.schema, self.X, self.world = schema, X, world
         self.n_rows, self.n_columns = X.shape
-        self.weights = None if weights is None else weights / weights.mean()
+        self.n_in_all = int(world.sum(np.float64(self.n_rows)))
+        self.weights = None
+        if weights is not None:
+            self.weights = weights / (world.sum(weights.sum()) / self.n_in_all)
         self._height = max(1, min(CHUNK_CELLS // self.n_columns, self.n_rows // LEAST_CHUNKS))
         self.n_chunks = -(-self.n_rows // self._height)
         size = min(self.n_rows, max(SAMPLE // self.n_columns, 2))
@@ -200,7 +241,8 @@ class StreamedRows:
             cells[first:last] = raw[chosen]
             if self.weights is not None:
                 sampled[first:last] = self.weights[start + chosen]
-        self.sample = DistinctRows(schema, cells, sampled)
+        # each process' sample stands for all of its rows
+        self.sample = DistinctRows(schema, cells, sampled * (self.n_rows / size), world=world)
 
     def __len__(self) -> int:
         return self.n_rows
@@ -243,24 +285,30 @@ def _mix(key: NDArray[np.uint64], column: Floats) -> None:
     key ^= key >> np.uint64(29)
 
 
-def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def location_and_scale(T: Floats, weights: Floats, world: World = ALONE) -> tuple[Floats, Floats]:
     """Weighted mean and standard deviation (divisor: the weights' sum) of each column's cells.
 
     NaN is left out. A column that is constant, up to rounding, has scale 1; one without any cell
-    has mean 0.
+    has mean 0. Of the rows of all processes.
     """
     # divide by a power of two near the largest magnitude first: 1e300 squared overflows
-    lowest, highest = np.fmin.reduce(T, axis=0), np.fmax.reduce(T, axis=0)
-    empty = np.isnan(lowest)
+    lowest = world.min(np.fmin.reduce(T, axis=0, initial=np.inf))
+    highest = world.max(np.fmax.reduce(T, axis=0, initial=-np.inf))
+    empty = lowest > highest
     lowest, highest = np.where(empty, 0.0, lowest), np.where(empty, 0.0, highest)
     largest = np.maximum(np.abs(lowest), np.abs(highest))
     _, exponent = np.frexp(largest)
     unit = np.ldexp(1.0, exponent - 1)
     slices = [slice(start, start + SUMMED) for start in range(0, len(T), SUMMED)]
-    share = (weights / weights.sum())[:, None]
-    gaps = np.isnan(T).any(axis=0)
+    share = (weights / world.sum(weights.sum()))[:, None]
+    none = np.zeros(T.shape[1])  # so that sums over no rows have a shape
+
+    def in_all(parts: list[Floats]) -> Floats:
+        return world.sum(np.sum([none, *parts], axis=0))
+
+    gaps = world.sum(np.isnan(T).sum(axis=0)) > 0
     if gaps.any():
-        total = np.sum([(share[c] * ~np.isnan(T[c])).sum(axis=0) for c in slices], axis=0)
+        total = in_all([(share[c] * ~np.isnan(T[c])).sum(axis=0) for c in slices])
         # (n_rows, n_columns); a column without gaps is summed as it is alone, to the bit
         share = np.asfortranarray(share / np.where(gaps & ~empty, total, 1.0))
 
@@ -268,12 +316,13 @@ def location_and_scale(T: Floats, weights: Floats) -> tuple[Floats, Floats]:
         # plain sums: a product with BLAS would depend on its number of threads
         return (np.nansum if gaps.any() else np.sum)(share[rows] * cells, axis=0)
 
-    mean = np.sum([weighted(c, T[c] / unit) for c in slices], axis=0)
+    mean = in_all([weighted(c, T[c] / unit) for c in slices])
     first, second = np.zeros_like(mean), np.zeros_like(mean)
     for c in slices:
         residual = T[c] / unit - mean
         first += weighted(c, residual)
         second += weighted(c, residual**2)
+    first, second = world.sum(first), world.sum(second)
     # the first sums' rounding, mended: else a constant column of many rows seems to vary
     mean += first
     deviation = np.sqrt((second - first**2).clip(min=0.0))

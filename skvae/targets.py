@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .training import shuffled
+from .training import even_cuts, shuffled
+from .world import ALONE, World
 
 GATHERED = 2**20  # cells that batches are taken from at once
 WINDOW = 2**24  # cells of a stream that are in memory, and in random order, at a time
 
-# targets (n, n_columns), weights (n,), and, where cells are missing, hints (n, 2 * n_components)
-Reader = Callable[[], Iterator[tuple[Tensor, ...]]]
+# how many batches they are, and targets (n, n_columns), weights (n,), and, where cells are missing,
+# hints (n, 2 * n_components)
+Reader = Callable[[], Iterator[tuple[int, tuple[Tensor, ...]]]]
 # from rows to hints, (n_rows, 2 * n_components); None without gaps
 Hints = Callable[["Stored"], Tensor | None]
 
@@ -70,6 +72,8 @@ class Stored:
         Whether cells are missing.
     index : Tensor of shape (n_rows,), default=None
         Which of these rows are meant; all without it.
+    world : World, default=ALONE
+        The processes that have the other rows.
     """
 
     def __init__(
@@ -79,8 +83,10 @@ class Stored:
         units: Tensor,
         gaps: bool,
         index: Tensor | None = None,
+        world: World = ALONE,
     ) -> None:
         self.targets, self.weights, self.units, self.gaps = targets, weights, units, gaps
+        self.world = world
         self.index = torch.arange(len(targets)) if index is None else index
 
     def __len__(self) -> int:
@@ -98,19 +104,25 @@ class Stored:
 
     def chosen(self, index: Tensor) -> "Stored":
         """Some of the rows that are stored."""
-        return Stored(self.targets, self.weights, self.units, self.gaps, index)
+        return Stored(self.targets, self.weights, self.units, self.gaps, index, self.world)
+
+    @property
+    def n_in_all(self) -> int:
+        """Rows of all processes."""
+        return int(self.world.sum(torch.tensor(len(self))))
 
     @property
     def share(self) -> Tensor:
-        """The rows' shares of their weight: they sum to one."""
+        """The rows' shares of the weight of all: over all processes they sum to one."""
         weights = self.weights[self.index]
-        return weights / weights.sum()
+        return weights / self.world.sum(weights.sum())
 
     @property
     def unit(self) -> float:
-        """Nats that original units cost these rows, on average."""
+        """Nats that original units cost the rows of all processes, on average."""
         weights = self.weights[self.index]
-        return float(weights @ self.units[self.index] / weights.sum())
+        total = self.world.sum(weights @ self.units[self.index])
+        return float(total / self.world.sum(weights.sum()))
 
     def split(self, n_rows: int, generator: torch.Generator) -> tuple["Stored", "Stored"]:
         """The rows but for so many random ones, and these."""
@@ -118,23 +130,37 @@ class Stored:
         return self.chosen(order[n_rows:]), self.chosen(order[:n_rows])
 
     def head(self, n_rows: int) -> "Stored":
-        """The first rows: of a random order, where rows come in one."""
-        return self.chosen(self.index[:n_rows])
+        """The first rows: of a random order, where rows come in one.
+
+        Of each process as large a part; all processes then have all of them.
+        """
+        world = self.world
+        if world.size == 1:
+            return self.chosen(self.index[:n_rows])
+        n_in_all = self.n_in_all
+        # rounded up: a process with few rows has its share too
+        size = -(-min(n_rows, n_in_all) * len(self) // max(n_in_all, 1))
+        at = self.index[:size]
+        weights = self.weights[at] * (len(self) / max(size, 1))
+        found = [world.gather(part) for part in (self.targets[at], weights, self.units[at])]
+        gaps = float(world.max(torch.tensor(float(self.gaps)))) > 0
+        return Stored(found[0], found[1], found[2], gaps)
 
     def reader(
-        self, batch_size: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
+        self, n_batches: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
     ) -> Reader:
+        """An epoch of so many batches; all processes give as many."""
         targets, weights = self.targets.to(device), self.weights.to(device, torch.float32)
         hinted = hints(self)  # they depend on nothing that is trained
         index, at_once = self.index.to(device), GATHERED // max(targets.shape[1], drawn)
 
-        def read() -> Iterator[tuple[Tensor, ...]]:
-            for order in shuffled(len(self), batch_size, generator, at_once):
+        def read() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+            for n, order in shuffled(len(self), n_batches, generator, at_once):
                 order = order.to(device)
                 at = index[order]
                 # several times as fast as tensor[at] where rows are short
                 batch = targets.index_select(0, at), weights.index_select(0, at)
-                yield batch if hinted is None else (*batch, hinted.index_select(0, order))
+                yield n, batch if hinted is None else (*batch, hinted.index_select(0, order))
 
         return read
 
@@ -170,8 +196,18 @@ class Streamed:
         return self.n_rows
 
     @property
+    def world(self) -> World:
+        """The processes that have the other rows."""
+        return self.sample.world
+
+    @property
+    def n_in_all(self) -> int:
+        """Rows of all processes."""
+        return int(self.world.sum(torch.tensor(len(self))))
+
+    @property
     def unit(self) -> float:
-        """Nats that original units cost the rows of the sample, on average."""
+        """Nats that original units cost the rows of the samples, on average."""
         return self.sample.unit
 
     def split(self, n_rows: int, generator: torch.Generator) -> tuple["Streamed", Stored]:
@@ -194,13 +230,18 @@ class Streamed:
         return self.sample.head(n_rows)
 
     def reader(
-        self, batch_size: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
+        self, n_batches: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
     ) -> Reader:
-        def read() -> Iterator[tuple[Tensor, ...]]:
+        """An epoch of so many batches; all processes give as many."""
+        n_windows = min(math.ceil(len(self) * self.rows.n_columns / WINDOW), n_batches)
+        cuts = even_cuts(n_batches, n_windows)
+
+        def read() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
             order = self.chunks[torch.randperm(len(self.chunks), generator=generator)]
-            for chunks in order.tensor_split(math.ceil(len(self) * self.rows.n_columns / WINDOW)):
+            for number, chunks in enumerate(order.tensor_split(n_windows)):
                 window = self._read(chunks)
-                yield from window.reader(batch_size, generator, device, hints, drawn)()
+                n = cuts[number + 1] - cuts[number]
+                yield from window.reader(n, generator, device, hints, drawn)()
 
         return read
 
@@ -221,4 +262,4 @@ class Streamed:
                 units[at] = torch.from_numpy(self.likelihood.log_unit(T).sum(1))
             if self.rows.weights is not None:
                 weights[at] = torch.from_numpy(self.rows.weights[start:stop])
-        return Stored(targets, weights, units, gaps)
+        return Stored(targets, weights, units, gaps, world=self.world)

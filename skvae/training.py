@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .world import ALONE, World
+
 MAX_RECOVERIES = 5  # times that one fit may go back to its best weights after a non-finite loss
 DECAY = 5.0  # the learning rate is divided by this where the loss does not stay finite
 WARM_UP = 50  # steps over which the learning rate rises
@@ -56,18 +58,20 @@ class Rows:
     Parameters
     ----------
     n_rows : int
+        Of all processes.
+    n_batches : int
+        Of an epoch, the same in all processes.
     read : callable
-        ``read()``: an epoch's rows in random order, a part at a time: the tensors that training
-        needs, of which batches are slices.
+        ``read()``: an epoch's rows in random order, a part at a time: how many batches it is, and
+        the tensors that training needs, of which batches are slices.
     backward : callable
         ``backward(epoch, *slices)``: a batch's mean loss; its gradient is left in the parameters'.
-    batch_size : int
     """
 
     n_rows: int
-    read: Callable[[], Iterator[tuple[Tensor, ...]]]
+    n_batches: int
+    read: Callable[[], Iterator[tuple[int, tuple[Tensor, ...]]]]
     backward: Callable[..., Tensor]
-    batch_size: int
 
     @classmethod
     def stored(
@@ -80,35 +84,40 @@ class Rows:
         at_once: int = 4096,
     ) -> "Rows":
         """Rows that ``gather(order)`` finds in memory, in an order that the generator draws."""
+        n_batches = math.ceil(n_rows / batch_size)
 
-        def read() -> Iterator[tuple[Tensor, ...]]:
-            yield from map(gather, shuffled(n_rows, batch_size, generator, at_once))
+        def read() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+            for n, order in shuffled(n_rows, n_batches, generator, at_once):
+                yield n, gather(order)
 
-        return cls(n_rows, read, backward, batch_size)
+        return cls(n_rows, n_batches, read, backward)
 
     def batches(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """An epoch's batches, their sizes beside them."""
-        for part in self.read():
+        """An epoch's batches, their sizes beside them; of few rows, some may be empty."""
+        for n_batches, part in self.read():
             # sizes differ by one at most: the last batch is never a crumb
-            cuts = even_cuts(len(part[0]), self.batch_size)
+            cuts = even_cuts(len(part[0]), n_batches)
             sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
             yield from zip(sizes, zip(*(t.split(sizes) for t in part), strict=True), strict=True)
 
 
 def shuffled(
-    n_rows: int, batch_size: int, generator: torch.Generator, at_once: int
-) -> Iterator[Tensor]:
-    """The numbers of so many rows in random order, whole batches of about ``at_once`` at a time."""
+    n_rows: int, n_batches: int, generator: torch.Generator, at_once: int
+) -> Iterator[tuple[int, Tensor]]:
+    """The numbers of so many rows in random order, whole batches of about ``at_once`` at a time.
+
+    The number of batches beside each part.
+    """
     order = torch.randperm(n_rows, generator=generator)
-    cuts = even_cuts(n_rows, batch_size)
-    step = max(1, at_once // batch_size)
-    for start, stop in itertools.pairwise([*cuts[:-1:step], n_rows]):
-        yield order[start:stop]
+    cuts = even_cuts(n_rows, n_batches)
+    step = max(1, at_once * n_batches // max(n_rows, 1))
+    for first in range(0, n_batches, step):
+        last = min(first + step, n_batches)
+        yield last - first, order[cuts[first] : cuts[last]]
 
 
-def even_cuts(n_rows: int, most: int) -> list[int]:
-    """Where to cut so many rows into batches of ``most`` at most, as even as can be."""
-    n_batches = math.ceil(n_rows / most)
+def even_cuts(n_rows: int, n_batches: int) -> list[int]:
+    """Where to cut so many rows into batches, as even as can be."""
     return [n_rows * i // n_batches for i in range(n_batches + 1)]
 
 
@@ -146,6 +155,8 @@ class Trainer:
         Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient
         is added after that.
     penalised : tuple of parameters
+    world : World, default=ALONE
+        The processes that train copies of the module, each on rows of its own.
 
     Attributes
     ----------
@@ -160,8 +171,10 @@ class Trainer:
         max_grad_norm: float = math.inf,
         alpha: float = 0.0,
         penalised: tuple[Tensor, ...] = (),
+        world: World = ALONE,
     ) -> None:
         self.module, self.max_grad_norm, self.alpha = module, max_grad_norm, alpha
+        self.world = world
         chosen = {id(p) for p in penalised}
         parameters = [p for p in module.parameters() if p.requires_grad]
         parameters.sort(key=lambda p: id(p) not in chosen)  # the penalised ones first
@@ -267,14 +280,23 @@ class Trainer:
         losses, sizes = [], []
         with _no_denormals():
             for size, batch in rows.batches():
-                losses.append(rows.backward(epoch, *batch))
+                if size:
+                    losses.append(rows.backward(epoch, *batch))
+                    sizes.append(size)
+                else:
+                    self.grad.zero_()
+                if self.world.size > 1:
+                    # each row weighs the same, wherever it lies
+                    self.grad.mul_(size * rows.n_batches / rows.n_rows)
+                    self.world.sum_(self.grad)
                 self._step()
-                sizes.append(size)
         self._renew()
         torch.lerp(self.iterate, self.flat, 1 / NEARNESS, out=self.flat)
         self.module.eval()
+        for tensor in self._tensors():
+            self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
         means = torch.stack(losses).detach().double()
-        return float(means @ means.new_tensor(sizes)) / rows.n_rows
+        return float(self.world.sum(means @ means.new_tensor(sizes))) / rows.n_rows
 
     def replay(self, rows: Rows, path: list[float]) -> bool:
         """Train for ``len(path)`` epochs at these learning rates, as an earlier fit did.
@@ -319,6 +341,9 @@ class Trainer:
         ------
         FloatingPointError
             If the loss stays non-finite however small the learning rate.
+        ConnectionError
+            If another process is lost. The module has the best weights so far, and the history,
+            the error's ``history``, says of which epoch.
         """
         history = History()
         path: list[float] = []
@@ -361,6 +386,10 @@ class Trainer:
                     break
         except KeyboardInterrupt:
             history.interrupted = True
+        except ConnectionError as error:
+            self._restore(best)
+            error.history = history  # type: ignore[attr-defined]
+            raise
         if evaluate is not None or history.interrupted:
             self._restore(best)
         self.module.eval()
