@@ -175,6 +175,10 @@ class Fit:
             self.module = self._linear_density()
         del self.shown
         self.generator_state = generator.get_state()
+        modules = self.mean, self.module
+        tensors = [t.data for m in modules for t in (*m.parameters(), *m.buffers())]
+        for tensor in [*tensors, *([] if self.excess is None else [self.excess])]:
+            world.lead_(tensor)  # equal to the bit, on whatever processors
         return data
 
     def run_pass(self, rows: AnyRows) -> Stored | Streamed:

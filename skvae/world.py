@@ -117,7 +117,10 @@ class Group(World):
         self._run(tensor, lambda group: group.allreduce([tensor], self._ops.SUM))
 
     def lead_(self, tensor: Tensor) -> None:
-        self._run(tensor, lambda group: group.broadcast(tensor, 0))
+        told = tensor.contiguous()
+        self._run(told, lambda group: group.broadcast(told, 0))
+        if told is not tensor:
+            tensor.copy_(told)
 
     def lead(self, value: float) -> float:
         told = torch.tensor(float(value), dtype=torch.float64)
