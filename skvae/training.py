@@ -277,26 +277,31 @@ class Trainer:
         """One pass over the rows in random order; the mean loss."""
         self.module.train()
         torch.lerp(self.iterate, self.flat, NEARNESS, out=self.flat)
-        losses, sizes = [], []
+        losses, sizes, world = [], [], self.world
         with _no_denormals():
             for size, batch in rows.batches():
-                if size:
+                n = size
+                if world.n_workers > 1:
+                    own = world.part(size)
+                    n, batch = own.stop - own.start, tuple(t[own] for t in batch)
+                if n:
                     losses.append(rows.backward(epoch, *batch))
-                    sizes.append(size)
+                    sizes.append(n)
                 else:
                     self.grad.zero_()
-                if self.world.size > 1:
-                    # each row weighs the same, wherever it lies
-                    self.grad.mul_(size * rows.n_batches / rows.n_rows)
-                    self.world.sum_(self.grad)
+                if world.n_workers > 1:
+                    self.grad.mul_(n / world.batch_size(size, rows.n_rows / rows.n_batches))
+                    world.sum_(self.grad)
                 self._step()
         self._renew()
         torch.lerp(self.iterate, self.flat, 1 / NEARNESS, out=self.flat)
         self.module.eval()
         for tensor in self._tensors():
-            self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
-        means = torch.stack(losses).detach().double()
-        return float(self.world.sum(means @ means.new_tensor(sizes))) / rows.n_rows
+            world.lead_(tensor)  # statistics that a module keeps; the others are equal
+        means = torch.stack(losses or [self.flat.sum() * 0]).detach().double()
+        total = means @ means.new_tensor(sizes or [0])
+        world.sum_(total)
+        return float(total) / rows.n_rows
 
     def replay(self, rows: Rows, path: list[float]) -> bool:
         """Train for ``len(path)`` epochs at these learning rates, as an earlier fit did.
