@@ -218,11 +218,12 @@ def copies_fitted(group, data, params):
     return fitted(Copies(group), data, params)
 
 
-# in the end, rounding decides: two counts of threads on one machine differ likewise
 @pytest.mark.filterwarnings("ignore:max_iter=")
 @pytest.mark.parametrize("kind", ["digits", "table", "dropout"])
 def test_processes_with_all_rows_fit_what_one_fits(kind):
-    params, data = {"max_iter": 20}, load_digits().data
+    # a spread that varies with z costs whole nats where a test row's pixel was constant before:
+    # rounding then decides on more than 0.1
+    params, data = {"noise": "homoscedastic"}, load_digits().data
     data, others = data[:1300], data[1300:]
     if kind == "table":
         params = {"likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")}}
