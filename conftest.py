@@ -10,5 +10,6 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # The tests' models are tiny, and a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The examples of displays draw.
-collect_ignore = [] if find_spec("matplotlib") else ["skvae/display.py"]
+# The examples of displays draw, and those of extras need them.
+extras = {"matplotlib": "skvae/display.py", "distributed": "skvae/dask.py"}
+collect_ignore = [path for extra, path in extras.items() if not find_spec(extra)]

@@ -77,8 +77,12 @@ class Columns:
     levels: dict[int, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, X: Any, likelihood: Any, categorical_features: Any) -> "Columns":
+    def read(
+        cls, X: Any, likelihood: Any, categorical_features: Any, whole: bool = True
+    ) -> "Columns":
         """The schema of X: a DataFrame or a matrix of floats.
+
+        Columns of identifiers are warned of where X is the ``whole`` table.
 
         Raises
         ------
@@ -102,7 +106,9 @@ class Columns:
             families[:] = [likelihood if f == "gaussian" else f for f in families]
         for j, family in enumerate(families):
             if family == "categorical":
-                schema.levels[j] = schema._find_levels(X, j)
+                schema.levels[j], n_found, n_cells = schema._find_levels(X, j)
+                if whole:
+                    warn_of_identifiers(names[j], n_found, n_cells)
             elif library is not None and _family(names[j], dtypes[j]) == "categorical":
                 raise ValueError(
                     f"Column {names[j]!r} is of type {dtypes[j]}, and likelihood says {family!r}, "
@@ -236,7 +242,8 @@ class Columns:
         found = column.replace_strict(old, codes, default=None, return_dtype=pl.Float64)
         return np.array(found.to_numpy(), dtype=np.float64)
 
-    def _find_levels(self, X: Any, j: int) -> NDArray[Any]:
+    def _find_levels(self, X: Any, j: int) -> tuple[NDArray[Any], int, int]:
+        """Categories of column j, how many of them occur, and in how many cells."""
         name = self.names[j]
         found: Any
         if self.library is None:
@@ -264,15 +271,7 @@ class Columns:
             levels = np.empty(len(declared), dtype=object)
             levels[:] = list(declared)
             n_cells = len(cells)
-        if n_cells > 20 and len(found) > ID_LIKE * n_cells:
-            warnings.warn(
-                f"Column {name!r} has {len(found)} categories in {n_cells} cells, as an "
-                "identifier has: it says nothing about other rows. Drop it, or convert it to "
-                "numbers if it is one.",
-                UserWarning,
-                stacklevel=2,
-            )
-        return levels
+        return levels, len(found), n_cells
 
     def encode_cells(self, given: Mapping[Any, Any]) -> Floats:
         """Some cells of one row, by name or index, as T (1, n_columns), NaN elsewhere.
@@ -451,6 +450,17 @@ def _plain(column: Any) -> Any:
 
     text = str(column.dtype).startswith(("Categorical", "Enum"))
     return column.cast(pl.String) if text else column
+
+
+def warn_of_identifiers(name: Any, n_levels: int, n_cells: int) -> None:
+    """Warn where nearly each cell of a column has a category of its own."""
+    if n_cells > 20 and n_levels > ID_LIKE * n_cells:
+        warnings.warn(
+            f"Column {name!r} has {n_levels} categories in {n_cells} cells, as an identifier has: "
+            "it says nothing about other rows. Drop it, or convert it to numbers if it is one.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def text_column(X: Any) -> str:

@@ -456,7 +456,8 @@ class VAETransformer(
             self._train(fit, rows, self._on_epoch(context, fit, given), go_on)
             if context is not None:
                 context.call_on_fit_task_end(estimator=self, **given)
-            self._warn(fit)
+            # where scikit-learn has callbacks, their decorator is a frame of its own
+            self._warn(fit, 4 if hasattr(self, "set_callbacks") else 3)
         return self
 
     def _train(self, fit: Fit, rows: AnyRows, on_epoch: OnEpoch, go_on: bool) -> None:
@@ -611,7 +612,9 @@ class VAETransformer(
         context.call_on_fit_task_begin(estimator=self, **given)
         return context
 
-    def _on_epoch(self, context: Any, fit: Fit, given: dict[str, Any]) -> OnEpoch:
+    def _on_epoch(
+        self, context: Any, fit: Fit, given: dict[str, Any], tell: Callable[[str], Any] = print
+    ) -> OnEpoch:
         """What happens after each epoch: a printed line, callbacks. True stops the training."""
         began = time.perf_counter()
 
@@ -622,7 +625,7 @@ class VAETransformer(
                 )
                 kl = f"  KL {fit.divergence(model):9.4f}" if self.beta else ""
                 left = (time.perf_counter() - began) / epoch * (self.max_iter - epoch)
-                print(
+                tell(
                     f"epoch {epoch:4d}  training ELBO {-loss - fit.unit:12.4f}{held_out}{kl}"
                     f"  at most {left:6.0f} s left"
                 )
@@ -716,8 +719,8 @@ class VAETransformer(
             raise NotFittedError("The fit still goes on: its summary is there when it has ended.")
         return summary(self)
 
-    def _warn(self, fit: Fit) -> None:
-        """Warn of interruption and non-convergence, at the line that called `fit`."""
+    def _warn(self, fit: Fit, stacklevel: int) -> None:
+        """Warn of interruption and non-convergence, so many frames up."""
         if fit.interrupted:
             message = f"Interrupted after {self.n_iter_} epochs: the best weights so far are kept."
         elif fit.improving:
@@ -728,8 +731,6 @@ class VAETransformer(
             )
         else:
             return
-        # where scikit-learn has callbacks, their decorator is a frame of its own
-        stacklevel = 4 if hasattr(self, "set_callbacks") else 3
         warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel)
 
     # ---------------------------------------------------------------- inference

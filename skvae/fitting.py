@@ -644,14 +644,24 @@ class Fit:
             assert on_epoch is not None
             return on_epoch(history.n_iter, history.losses[-1], score, model)
 
-        history = trainer.fit(
-            self._mean_rows(model, train, generator),
-            evaluate,
-            max_iter=s.max_iter,
-            tol=s.tol,
-            n_iter_no_change=s.n_iter_no_change,
-            on_epoch=None if on_epoch is None else after,
-        )
+        try:
+            history = trainer.fit(
+                self._mean_rows(model, train, generator),
+                evaluate,
+                max_iter=s.max_iter,
+                tol=s.tol,
+                n_iter_no_change=s.n_iter_no_change,
+                on_epoch=None if on_epoch is None else after,
+            )
+        except ConnectionError as error:
+            if encoder_too:  # what a later run can go on from
+                history = error.history  # type: ignore[attr-defined]
+                self._keep(model)
+                self.optimizer_state = trainer.state()
+                self.n_epochs += history.best_iter
+                self.losses = history.losses[: history.best_iter]
+                self.scores = history.scores[: history.best_iter]
+            raise
         return model, trainer, history, gains + judge() if s.early_stopping else gains
 
     def _keep(self, model: VAE) -> None:

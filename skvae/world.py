@@ -82,6 +82,8 @@ class Group(World):
         Seconds that one process waits for the others, before it takes them for lost.
     nccl : bool, default=False
         For tensors that lie on GPUs of CUDA; else gloo.
+    host : str, default=None
+        Address of this process, by which the others reach it; None lets gloo choose one.
 
     Raises
     ------
@@ -90,7 +92,13 @@ class Group(World):
     """
 
     def __init__(
-        self, store: Any, rank: int, size: int, timeout: float, nccl: bool = False
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        timeout: float,
+        nccl: bool = False,
+        host: str | None = None,
     ) -> None:
         from torch import distributed
 
@@ -98,14 +106,24 @@ class Group(World):
         self._wait = timedelta(seconds=timeout)
         self._ops: Any = distributed.ReduceOp
 
-        def connect(kind: str) -> Any:
-            # not of torch's public names, but what makes no global group
-            make = getattr(distributed, f"ProcessGroup{kind}")
-            own = distributed.PrefixStore(kind, store)  # type: ignore[attr-defined]
-            return make(own, rank, size, self._wait)
+        # not of torch's public names, but what makes no global group
+        of_torch: Any = distributed
 
-        self._gloo = self._guarded(lambda: connect("Gloo"))
-        self._nccl = self._guarded(lambda: connect("NCCL")) if nccl else None
+        def gloo() -> Any:
+            own = of_torch.PrefixStore("gloo", store)
+            if host is None:
+                return of_torch.ProcessGroupGloo(own, rank, size, self._wait)
+            options = of_torch.ProcessGroupGloo._Options()
+            options._devices = [of_torch.ProcessGroupGloo.create_device(hostname=host)]
+            options._timeout = self._wait
+            return of_torch.ProcessGroupGloo(own, rank, size, options)
+
+        def on_gpus() -> Any:
+            own = of_torch.PrefixStore("nccl", store)
+            return of_torch.ProcessGroupNCCL(own, rank, size, self._wait)
+
+        self._gloo = self._guarded(gloo)
+        self._nccl = self._guarded(on_gpus) if nccl else None
 
     def close(self) -> None:
         """Let go of the connections."""

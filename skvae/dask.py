@@ -1,0 +1,896 @@
+"""Models of more rows than one machine holds: `DaskVAETransformer`, on a Dask cluster.
+
+Dask places partitions and tasks, torch.distributed sums gradients, and the training is that of one
+machine: `fit` has each worker write its partitions to files (`skvae.partitions`), and starts one
+task on each, which reads them as its rows and trains in a world of processes (`skvae.world`).
+"""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import inspect
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Self
+from uuid import uuid4
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
+
+from . import columns
+from .checks import check_integer
+from .columns import Columns
+from .estimator import VAETransformer, _undone_on_failure
+from .fitting import Fit
+from .partitions import Files, Part, coded, merge, stage
+from .rows import DistinctRows, StreamedRows
+from .settings import Settings
+from .world import ALONE, Copies, Group, World
+
+try:
+    import dask
+    import dask.array as da
+    import dask.dataframe as dd
+    import distributed
+    from dask.base import is_dask_collection
+    from dask.delayed import delayed
+    from distributed.comm.addressing import get_address_host
+except ImportError as error:  # pragma: no cover
+    raise ImportError('skvae.dask needs Dask: pip install "skvae[dask]".') from error
+
+COPIED = 2**22  # cells: of no more than these, each worker gets all
+HELD = 0.25  # share of a worker's memory that its rows may take; more are read from files
+ROWS_A_WORKER = 1024  # of a batch: with fewer, workers spend more time on talking than on products
+LEAST_STEPS = 64  # of an epoch, with batch_size="auto"
+SAMPLED = 0.1  # share of a worker's memory that a sample of a stream may take
+RETRIES = 3  # times that a fit may lose workers
+PATIENCE = 60.0  # seconds that the others get to say how far they came
+TIMEOUT = 600.0  # seconds that workers wait for each other; dask's config has "skvae.timeout"
+
+
+class DaskVAETransformer(VAETransformer):
+    """`VAETransformer` for Dask arrays and DataFrames, fitted by all workers of a cluster.
+
+    Parameters, attributes and methods are those of `VAETransformer`. `fit` trains one model on the
+    rows of all partitions, each row weighing the same wherever it lies; what is fitted lies with
+    the caller. `transform`, `posterior`, `score_samples`, `score_cells` and `impute` give Dask
+    collections, of which nothing is computed before it is asked for; of arrays and tables in
+    memory, they give what `VAETransformer` gives.
+
+    Up to four million cells, each worker gets all rows, and the fit is that of one machine but for
+    rounding; there, one machine is faster. Of more, each worker has its own, on disk where they
+    take more than a quarter of its memory. Gradients are summed after each batch, so that
+    ``batch_size`` counts the rows of all workers. Where it is "auto", such a batch is of 1024 rows
+    a worker, as long as an epoch then has 64 batches.
+
+    A fit survives the loss of workers, three times, with a warning: the others go on from their
+    best weights so far, with the lost rows read anew.
+
+    Parameters
+    ----------
+    n_components : int, default=2
+        Dimension of the latent.
+    client : distributed.Client, default=None
+        Of the cluster; None takes the current one.
+    **parameters
+        Those of `VAETransformer`. `device` is that of each worker, and "auto" may be told apart
+        there.
+
+    See Also
+    --------
+    VAETransformer : The same on one machine, which can also read files larger than memory.
+
+    Notes
+    -----
+    Workers wait ``dask.config.get("skvae.timeout")`` seconds for each other, 600 by default, before
+    they take one for lost.
+
+    Callbacks and `partial_fit` on Dask collections are not supported.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from distributed import Client
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae.dask import DaskVAETransformer
+    >>> X = da.from_array(load_iris().data, chunks=(50, 4))
+    >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    ...     vae = DaskVAETransformer(2, random_state=0, client=client).fit(X)
+    ...     Z = vae.transform(X)  # nothing is computed yet
+    ...     Z.compute().shape
+    (150, 2)
+    >>> vae.to_local()
+    VAETransformer(random_state=0)
+    """
+
+    def __init__(self, n_components: int = 2, *, client: Any = None, **parameters: Any) -> None:
+        super().__init__(n_components, **parameters)
+        self.client = client
+
+    # so that all parameters are seen by scikit-learn and by readers
+    __init__.__signature__ = inspect.signature(VAETransformer.__init__).replace(  # type: ignore[attr-defined]
+        parameters=[
+            *inspect.signature(VAETransformer.__init__).parameters.values(),
+            inspect.Parameter("client", inspect.Parameter.KEYWORD_ONLY, default=None),
+        ]
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "client": None}  # a connection cannot be kept
+
+    # ---------------------------------------------------------------- fitting
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit the model to X, on all workers.
+
+        Parameters
+        ----------
+        X : dask Array or DataFrame of shape (n_samples, n_features)
+            Rows; NaN, None or null where a value is missing. Sizes of chunks need not be known.
+        y : Ignored
+            Present for the interface's sake.
+        sample_weight : dask Array or Series of as many partitions, default=None
+            Weight of each row. Only ratios matter.
+
+        Returns
+        -------
+        self : DaskVAETransformer
+            The fitted estimator. If the fit fails, the estimator is as it was.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `VAETransformer.fit`; cells that are not valid are named with their partition.
+        ConnectionError
+            Where workers were lost too often, or none is left.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Where ``max_iter`` was reached while the held-out bound was still rising.
+        RuntimeWarning
+            Where a worker was lost.
+        """
+        if getattr(self, "_skl_callbacks", None):
+            raise ValueError("Callbacks are not supported here: their hooks run on one machine.")
+        with _undone_on_failure(self):
+            parameters = self._parameters()
+            # workers may have other devices than the caller
+            settings = Settings.checked(parameters | {"device": "cpu"})
+            go_on = self.warm_start and hasattr(self, "module_")
+            start = self._resumed(settings) if go_on else None
+            partitions = _partitions(X, sample_weight)
+            self._see(X, reset=not go_on)
+            client = self._client()
+            with _Fleet(client, partitions, parameters) as fleet:
+                schema = fleet.stage()
+                if not go_on:
+                    self._columns = schema
+                elif schema.names != self._columns.names:  # pragma: no cover
+                    raise ValueError("X has other columns than the fit to go on from.")
+                fleet.check(self._columns, go_on)
+                fit = self._fresh(settings) if start is None else start
+                fitted = fleet.train(fit, self._columns, self._score_seed, self._named(), go_on)
+            own = set(parameters) | {"client"}
+            self.__dict__.update({k: v for k, v in vars(fitted).items() if k not in own})
+            self._fit.settings = dataclasses.replace(self._fit.settings, device="cpu")
+            self._warn(self._fit, 3)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit on one batch of rows that is in memory, as `VAETransformer.partial_fit` does."""
+        if is_dask_collection(X):
+            raise TypeError("partial_fit takes a batch in memory: X.partitions[i].compute().")
+        super().partial_fit(X, y, sample_weight)
+        return self
+
+    def _client(self) -> Any:
+        if self.client is not None:
+            return self.client
+        try:
+            return distributed.get_client()
+        except ValueError as error:
+            raise ValueError(
+                "There is no Dask client: make one, distributed.Client(), before fit, or pass one "
+                "as client."
+            ) from error
+
+    def _parameters(self) -> dict[str, Any]:
+        """Those of `VAETransformer`."""
+        found = self.get_params(deep=False)
+        del found["client"]
+        return found
+
+    def _named(self) -> dict[str, Any]:
+        """What is known of the columns."""
+        names = "n_features_in_", "feature_names_in_"
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def _see(self, X: Any, reset: bool) -> None:
+        """Check or take over the number and the names of X's columns."""
+        example = X._meta if isinstance(X, dd.DataFrame) else np.empty((0, X.shape[1]))
+        validate_data(self, example, reset=reset, skip_check_array=True)
+
+    # ---------------------------------------------------------------- between machines
+
+    def to_local(self) -> VAETransformer:
+        """The fitted model as a `VAETransformer`, which needs no Dask.
+
+        Returns
+        -------
+        estimator : VAETransformer
+        """
+        check_is_fitted(self)
+        local = VAETransformer(**self._parameters())
+        local.__dict__.update({k: v for k, v in vars(self).items() if k != "client"})
+        return local
+
+    @classmethod
+    def from_local(cls, estimator: VAETransformer, client: Any = None) -> Self:
+        """A fitted or unfitted `VAETransformer` for Dask collections.
+
+        Parameters
+        ----------
+        estimator : VAETransformer
+        client : distributed.Client, default=None
+
+        Returns
+        -------
+        estimator : DaskVAETransformer
+        """
+        lifted = cls(**estimator.get_params(deep=False), client=client)
+        lifted.__dict__.update({k: v for k, v in vars(estimator).items() if k != "client"})
+        return lifted
+
+    def save(self, path: Any) -> None:
+        """Write the fitted model to a file, as the `VAETransformer` that it is.
+
+        Parameters
+        ----------
+        path : str or path-like
+        """
+        self.to_local().save(path)
+
+    # ---------------------------------------------------------------- inference
+
+    def transform(self, X: Any) -> Any:
+        """Mean of q(z | x) for each row: an array of shape (n_samples, n_components)."""
+        if not is_dask_collection(X):
+            return super().transform(X)
+        return self._lazy("transform", X, (self._n_columns_out(),))
+
+    def posterior(self, X: Any) -> Any:
+        """Mean and standard deviation of q(z | x): two arrays (n_samples, n_components)."""
+        if not is_dask_collection(X):
+            return super().posterior(X)
+        both = self._lazy("_stacked_posterior", X, (2, self._n_columns_out()))
+        return both[:, 0], both[:, 1]
+
+    def score_samples(self, X: Any) -> Any:
+        """Log-density of each row, in nats: an array of shape (n_samples,)."""
+        if not is_dask_collection(X):
+            return super().score_samples(X)
+        return self._lazy("score_samples", X, ())
+
+    def score_cells(self, X: Any) -> Any:
+        """Log-density of each cell given the row's others: (n_samples, n_features)."""
+        if not is_dask_collection(X):
+            return super().score_cells(X)
+        return self._lazy("score_cells", X, (self.n_features_in_,))
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Mean log-density of rows, in nats, computed at once."""
+        if not is_dask_collection(X):
+            return super().score(X, y, sample_weight)
+        scores = self.score_samples(X)
+        if sample_weight is None:
+            total = scores.sum(), da.ones_like(scores).sum()
+        else:
+            weights = sample_weight.values if hasattr(sample_weight, "values") else sample_weight
+            total = (scores * weights).sum(), weights.sum()
+        nats, weight = self._client().gather(self._client().compute(list(total)))
+        return float(nats) / float(weight)
+
+    def impute(self, X: Any, n_draws: int | None = None, random_state: Any = None) -> Any:
+        """Fill missing cells by what the model expects there: a collection like X.
+
+        See `VAETransformer.impute`; multiple imputations are a list of collections.
+        """
+        if not is_dask_collection(X):
+            return super().impute(X, n_draws, random_state)
+        if n_draws is None:
+            return self._imputed(X, None, 0)
+        check_integer("n_draws", n_draws, 1, "or None")
+        random = (
+            np.random.RandomState(random_state)
+            if not hasattr(random_state, "randint")
+            else random_state
+        )
+        return [self._imputed(X, 1, int(random.randint(2**31 - 1))) for _ in range(n_draws)]
+
+    def inverse_transform(self, Z: Any) -> Any:
+        """Rows that latents stand for: a collection of Z's kind, or a DataFrame as in `fit`."""
+        if not is_dask_collection(Z):
+            return super().inverse_transform(Z)
+        check_is_fitted(self)
+        model = self._model()
+        if self._columns.library is None:
+            return Z.rechunk({1: -1}).map_blocks(
+                _apply,
+                model=model,
+                method="inverse_transform",
+                width=(self.n_features_in_,),
+                dtype=_float(Z.dtype),
+                chunks=(Z.chunks[0], (self.n_features_in_,)),
+                meta=np.empty((0, 0), _float(Z.dtype)),
+            )
+        example = super().inverse_transform(np.zeros((1, self._n_columns_out()))).iloc[:0]
+        parts = Z.rechunk({1: -1}).to_delayed().ravel()
+        inverted = [delayed(_apply)(p, model, "inverse_transform", example) for p in parts]
+        return dd.from_delayed(inverted, meta=example, verify_meta=False)
+
+    def _n_columns_out(self) -> int:
+        check_is_fitted(self)
+        return int(self._n_features_out)
+
+    def _model(self) -> Any:
+        """What workers need of the fitted model, once for all partitions."""
+        local = self.to_local()
+        local.__dict__.pop("_fit", None)
+        return delayed(local, pure=True, traverse=False)
+
+    def _lazy(self, method: str, X: Any, width: tuple[int, ...]) -> Any:
+        """An array of what the model's method gives for each partition: (n_samples, *width)."""
+        check_is_fitted(self)
+        self._see(X, reset=False)
+        model = self._model()
+        if isinstance(X, dd.DataFrame):
+            parts = [
+                da.from_delayed(
+                    delayed(_apply)(part, model, method, width),
+                    shape=(np.nan, *width),
+                    meta=np.empty((0,) * (1 + len(width))),
+                )
+                for part in X.to_delayed()
+            ]
+            return da.concatenate(parts, allow_unknown_chunksizes=True)
+        X = _matrix(X)
+        dtype = _float(X.dtype)
+        return X.map_blocks(
+            _apply,
+            model=model,
+            method=method,
+            width=width,
+            dtype=dtype,
+            chunks=(X.chunks[0], *((n,) for n in width)),
+            drop_axis=[] if width else [1],
+            new_axis=[2] if len(width) > 1 else None,
+            meta=np.empty((0,) * (1 + len(width)), dtype),
+        )
+
+    def _imputed(self, X: Any, n_draws: int | None, seed: int) -> Any:
+        check_is_fitted(self)
+        self._see(X, reset=False)
+        model = self._model()
+        if isinstance(X, dd.DataFrame):
+            # unknown categories and widened numbers: what cells hold is X's own
+            return X.map_partitions(_impute, model=model, n_draws=n_draws, seed=seed, meta=X._meta)
+        X = _matrix(X)
+        return X.map_blocks(
+            _impute,
+            model=model,
+            n_draws=n_draws,
+            seed=seed,
+            dtype=X.dtype,
+            meta=np.empty((0, 0), X.dtype),
+        )
+
+
+def _matrix(X: Any) -> Any:
+    """An array of whole rows of floats."""
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {X.shape}: reshape it to (n_samples, n_features).")
+    if not isinstance(X._meta, np.ndarray):
+        kind = f"{type(X._meta).__module__}.{type(X._meta).__name__}"
+        raise TypeError(
+            f"X has chunks of {kind}: convert them, X.map_blocks(lambda chunk: chunk.toarray())."
+        )
+    if np.dtype(X.dtype).kind not in "fiub":
+        raise TypeError(f"X holds {X.dtype}: convert it to numbers, float32 for example.")
+    if X.dtype not in (np.float32, np.float64):
+        X = X.astype(np.float64)
+    return X.rechunk({1: -1})
+
+
+def _float(dtype: Any) -> Any:
+    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+
+
+def _partitions(X: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
+    """Delayed partitions of X and of the weights."""
+    if isinstance(X, dd.DataFrame):
+        parts = list(X.to_delayed())
+    elif isinstance(X, da.Array):
+        parts = _matrix(X).to_delayed().ravel().tolist()
+    else:
+        raise TypeError(
+            f"X is {type(X).__name__}, and fit takes Dask arrays and DataFrames. Fit what is in "
+            "memory with VAETransformer, or split it: dask.array.from_array(X, chunks=...)."
+        )
+    if sample_weight is None:
+        return [(part, None) for part in parts]
+    if not is_dask_collection(sample_weight):
+        raise TypeError(
+            f"sample_weight is {type(sample_weight).__name__}: pass a Dask array or Series with "
+            "the partitions of X."
+        )
+    weights = sample_weight.to_delayed()
+    weights = list(np.ravel(np.array(weights, dtype=object)))
+    if len(weights) != len(parts):
+        raise ValueError(
+            f"sample_weight has {len(weights)} partitions, but X has {len(parts)}: rechunk or "
+            "repartition it."
+        )
+    return list(zip(parts, weights, strict=True))
+
+
+# -------------------------------------------------------------------- on the caller's side
+
+
+@dataclasses.dataclass
+class _Plan:
+    """What all members of a fit need to know."""
+
+    name: str
+    parameters: dict[str, Any]
+    fit: Fit
+    schema: Columns
+    score_seed: int
+    named: dict[str, Any]
+    go_on: bool
+    kind: str  # "copied", "held" or "streamed" rows
+    sample: int  # cells of a stream's sample
+    size: int
+    timeout: float
+
+
+@dataclasses.dataclass
+class _Left:
+    """What a member knew when it lost another one; a fit that can be gone on from, or None."""
+
+    fit: Fit | None
+    loss_curve: list[float]
+    scores: list[float]
+    n_iter: int
+
+
+class _Lost(Exception):
+    """Workers are gone; what the others had found until then."""
+
+    def __init__(self, addresses: set[str], found: list[Any]) -> None:
+        super().__init__(addresses)
+        self.addresses, self.found = addresses, found
+
+
+class _Fleet:
+    """The workers that hold the rows of one fit, and what they hold."""
+
+    def __init__(
+        self, client: Any, partitions: list[tuple[Any, Any]], parameters: dict[str, Any]
+    ) -> None:
+        self.client, self.partitions, self.parameters = client, partitions, parameters
+        self.staged: dict[int, tuple[str, Part]] = {}  # of each partition, where it lies
+        self.n_lost = 0
+        self.timeout = float(dask.config.get("skvae.timeout", TIMEOUT))
+
+    def __enter__(self) -> "_Fleet":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Delete the files on workers that are still there."""
+        by_worker: dict[str, list[str]] = {}
+        for address, part in self.staged.values():
+            by_worker.setdefault(address, []).append(part.path)
+        here = self._addresses()
+        futures = [
+            self.client.submit(_remove, paths, workers=[a], pure=False, allow_other_workers=False)
+            for a, paths in by_worker.items()
+            if a in here
+        ]
+        distributed.fire_and_forget(futures)
+
+    def _workers(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return found
+
+    def _addresses(self) -> list[str]:
+        return sorted(self._workers())
+
+    # ---------------------------------------------------------------- partitions
+
+    def stage(self) -> Columns:
+        """Have each partition that lies nowhere written to a file; the schema of all."""
+        while missing := [i for i in range(len(self.partitions)) if i not in self.staged]:
+            addresses = self._addresses()
+            if not addresses:
+                raise ConnectionError("The cluster has no worker: start some.")
+            # neighbours stay together, and each worker gets as many
+            homes = {
+                i: addresses[at * len(addresses) // len(missing)] for at, i in enumerate(missing)
+            }
+            tasks = []
+            for i, home in homes.items():
+                with dask.annotate(workers=[home], allow_other_workers=False):
+                    tasks.append(
+                        delayed(_stage, pure=False)(
+                            *self.partitions[i],
+                            i,
+                            self.parameters,
+                            dask_key_name=f"skvae-stage-{i}-{uuid4().hex}",
+                        )
+                    )
+            futures = self.client.compute(tasks, optimize_graph=True)
+            try:
+                found = self._watch(futures, list(homes.values()))
+            except _Lost as lost:
+                self._note(lost)
+                found = lost.found
+            for i, home, part in zip(homes, homes.values(), found, strict=True):
+                if part is not None:
+                    self.staged[i] = home, part
+        return self._merged()
+
+    def _merged(self) -> Columns:
+        parts = [self.staged[i][1] for i in range(len(self.partitions))]
+        p = self.parameters
+        return merge(parts, p["likelihood"], p["categorical_features"])
+
+    def check(self, schema: Columns, go_on: bool) -> None:
+        """Refuse too few rows."""
+        n_rows = sum(part.n_rows for _, part in self.staged.values())
+        if n_rows < 2 - go_on:
+            raise ValueError(
+                f"Found {n_rows} rows of positive weight in {len(self.partitions)} partitions, "
+                f"while a minimum of {2 - go_on} is required."
+            )
+        self.schema = schema
+
+    # ---------------------------------------------------------------- training
+
+    def train(
+        self, fit: Fit, schema: Columns, score_seed: int, named: dict[str, Any], go_on: bool
+    ) -> VAETransformer:
+        """The estimator that the workers have fitted together."""
+        before = _Left(None, [], [], 0)
+        interrupted = False
+        while True:
+            plan, members = self._plan(fit, schema, score_seed, named, go_on, before.n_iter)
+            stop = distributed.Event(f"{plan.name}-stop", client=self.client)
+            self.client.subscribe_topic(plan.name, lambda event: print(event[1]))
+            futures = [
+                self.client.submit(
+                    _member,
+                    plan,
+                    rank,
+                    parts,
+                    workers=[address],
+                    allow_other_workers=False,
+                    pure=False,
+                    retries=0,
+                    key=f"skvae-fit-{rank}-{plan.name}",
+                )
+                for rank, (address, parts) in enumerate(members.items())
+            ]
+            try:
+                try:
+                    found = self._watch(futures, list(members))
+                except KeyboardInterrupt:
+                    interrupted = True
+                    stop.set()  # after the present epoch
+                    found = self._watch(futures, list(members))
+            except _Lost as lost:
+                distributed.Variable(plan.name, client=self.client).set(None)
+                self._note(lost)
+                found = lost.found
+            finally:
+                distributed.Variable(plan.name, client=self.client).delete()
+                self.client.unsubscribe_topic(plan.name)
+            left = [each for each in found if isinstance(each, _Left)]
+            if not left and None not in found:
+                break
+            if not any(address not in self._addresses() for address in members):
+                self._note(_Lost(set(), found))  # they lost touch
+            reached = [each for each in left if each.fit is not None]
+            if reached:
+                furthest = max(reached, key=lambda each: each.n_iter)
+                fit, go_on = furthest.fit, True  # type: ignore[assignment]
+                before = _Left(
+                    None,
+                    before.loss_curve + furthest.loss_curve,
+                    before.scores + furthest.scores,
+                    before.n_iter + furthest.n_iter,
+                )
+            self.stage()
+        fitted, *digests = found
+        if set(digests) - {_digest(fitted)}:
+            raise RuntimeError("The workers ended with different weights: please report this.")
+        if before.n_iter:
+            fitted.loss_curve_ = before.loss_curve + fitted.loss_curve_
+            fitted.validation_scores_ = before.scores + fitted.validation_scores_
+            fitted.n_iter_ = len(fitted.loss_curve_)
+        fitted._fit.interrupted |= interrupted
+        return fitted
+
+    def _plan(
+        self,
+        fit: Fit,
+        schema: Columns,
+        score_seed: int,
+        named: dict[str, Any],
+        go_on: bool,
+        n_iter: int,
+    ) -> tuple[_Plan, dict[str, list[Part]]]:
+        """What members are to do, and the parts of each worker that has rows."""
+        members: dict[str, list[Part]] = {}
+        for i in range(len(self.partitions)):
+            address, part = self.staged[i]
+            if part.n_rows:
+                members.setdefault(address, []).append(part)
+        workers, d = self._workers(), len(schema.names)
+        size = len(members)
+        n_rows = {a: sum(part.n_rows for part in parts) for a, parts in members.items()}
+        in_all = sum(n_rows.values())
+        limits = {a: workers[a]["memory_limit"] or 2**62 for a in members if a in workers}
+        # as they were read, and as float32 targets
+        width = max(part.dtype.itemsize for parts in members.values() for part in parts) + 4
+        held = all(
+            n_rows[a] * d <= columns.IN_MEMORY and n_rows[a] * d * width <= HELD * limit
+            for a, limit in limits.items()
+        )
+        kind = "copied" if in_all * d <= COPIED else "held" if held else "streamed"
+        parameters = dict(self.parameters)
+        if kind != "copied" and parameters["batch_size"] == "auto":
+            most = ROWS_A_WORKER * size
+            parameters["batch_size"] = max(256, min(most, in_all // LEAST_STEPS))
+        parameters["max_iter"] = max(parameters["max_iter"] - n_iter, 0)
+        sample = int(SAMPLED * min(limits.values(), default=2**30)) // width
+        plan = _Plan(
+            f"skvae-{uuid4().hex}",
+            parameters,
+            fit,
+            schema,
+            score_seed,
+            named,
+            go_on,
+            kind,
+            sample,
+            size,
+            self.timeout,
+        )
+        return plan, members
+
+    # ---------------------------------------------------------------- faults
+
+    def _watch(self, futures: Sequence[Any], addresses: Sequence[str]) -> list[Any]:
+        """The futures' results; `_Lost`, with None for what is lost, where a worker is gone."""
+        try:
+            while pending := [f for f in futures if not f.done()]:
+                with contextlib.suppress(TimeoutError):
+                    distributed.wait(pending, timeout=0.5, return_when="FIRST_COMPLETED")
+                self._raise_errors(futures)
+                here = self._addresses()
+                gone = {
+                    a
+                    for f, a in zip(futures, addresses, strict=True)
+                    if not f.done() and a not in here
+                }
+                if gone:
+                    raise _Lost(gone, self._rest(futures, addresses, gone))
+            self._raise_errors(futures)
+            return self._gathered(futures, addresses)
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):
+                self.client.cancel(list(futures), force=True)
+            raise
+
+    def _rest(self, futures: Sequence[Any], addresses: Sequence[str], gone: set[str]) -> list[Any]:
+        """What workers that are there come to, within reasonable time."""
+        others = [f for f, a in zip(futures, addresses, strict=True) if a not in gone]
+        end = time.monotonic() + PATIENCE
+        while any(not f.done() for f in others) and time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                distributed.wait(others, timeout=0.5)
+            here = self._addresses()
+            others = [
+                f
+                for f, a in zip(futures, addresses, strict=True)
+                if f.done() or a in here
+                if a not in gone
+            ]
+        return [f.result() if f.status == "finished" else None for f in futures]
+
+    def _gathered(self, futures: Sequence[Any], addresses: Sequence[str]) -> list[Any]:
+        """Results that are done, unless a worker took its own along."""
+        try:
+            return list(self.client.gather(list(futures)))
+        except (distributed.CancelledError, distributed.KilledWorker, OSError) as error:
+            raise _Lost(set(addresses) - set(self._addresses()), [None] * len(futures)) from error
+
+    def _raise_errors(self, futures: Sequence[Any]) -> None:
+        """What went wrong on a worker that is there."""
+        errors = [f.exception() for f in futures if f.status == "error"]
+        errors = [e for e in errors if not isinstance(e, distributed.KilledWorker)]
+        if errors:
+            raise errors[0]
+
+    def _note(self, lost: _Lost) -> None:
+        """Count a loss, forget the files that went with it, and warn; too many are an error."""
+        self.n_lost += 1
+        here = self._addresses()
+        self.staged = {i: (a, part) for i, (a, part) in self.staged.items() if a in here}
+        who = ", ".join(sorted(lost.addresses)) or "The connection"
+        if self.n_lost > RETRIES or not here:
+            raise ConnectionError(
+                f"{who} was lost during fit, {self.n_lost} losses in all, and {len(here)} workers "
+                "are left. Look at the workers' logs: too little memory is the usual cause."
+            )
+        warnings.warn(
+            f"{who} was lost during fit. It goes on with {len(here)} workers.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+# -------------------------------------------------------------------- on workers
+
+
+def _stage(X: Any, weights: Any, number: int, parameters: dict[str, Any]) -> Part:
+    """Write partition ``number`` to this worker's own folder."""
+    try:
+        if weights is not None:
+            weights = _weights(np.asarray(weights, dtype=np.float64), len(X))
+        schema = Columns.read(
+            X, parameters["likelihood"], parameters["categorical_features"], whole=False
+        )
+        folder = distributed.get_worker().local_directory
+        return stage(X, weights, schema, folder, _check)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"Partition {number}: {error}") from error
+
+
+def _weights(weights: Any, n_rows: int) -> Any:
+    if weights.shape != (n_rows,):
+        raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n_rows},).")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        wrong = int(np.argmin(np.where(np.isfinite(weights), weights, -np.inf)))
+        raise ValueError(
+            f"sample_weight must be finite and not negative, but holds {weights[wrong]} "
+            f"(row {wrong})."
+        )
+    return weights
+
+
+def _check(schema: Columns, T: Any) -> None:
+    """Refuse what columns may not hold."""
+    checking = VAETransformer()
+    checking._columns = schema
+    checking._check(T)
+
+
+def _remove(paths: list[str]) -> None:
+    Files.delete(paths)
+
+
+def _member(plan: _Plan, rank: int, parts: list[Part]) -> Any:
+    """Train on these parts, with the others.
+
+    The first member returns the fitted estimator, the others a digest of its weights; who loses
+    another one returns what it has.
+    """
+    distributed.secede()  # other tasks may run meanwhile: another fit's, whose others wait for it
+    vae = VAETransformer(**plan.parameters)
+    vae._columns, vae._score_seed = plan.schema, plan.score_seed
+    vae.__dict__.update(plan.named)
+    fit, group = copy.copy(plan.fit), None
+    n_epochs = fit.n_epochs
+    try:
+        fit.settings = Settings.checked(plan.parameters)
+        group = _meet(plan, rank, fit.settings.device)
+        files = Files(parts, vae.n_features_in_)
+        rows = _rows(plan, files, ALONE if group is None else group)
+        if rank:
+            vae.verbose = 0
+        worker = distributed.get_worker()
+        # not distributed.print, which prints here, too
+        told = vae._on_epoch(None, fit, {}, tell=lambda line: worker.log_event(plan.name, line))
+        stop = distributed.Event(f"{plan.name}-stop")
+
+        def on_epoch(epoch: int, loss: float, score: float | None, model: Any) -> bool:
+            told(epoch, loss, score, model)
+            now = float(rank == 0 and stop.is_set())
+            return bool(now if group is None else group.lead(now))
+
+        with threadpool_limits(worker.state.nthreads, user_api="openmp"):
+            vae._train(fit, rows, on_epoch, plan.go_on)
+        return vae if rank == 0 else _digest(vae)
+    except ConnectionError:
+        n = len(fit.losses)
+        reached = fit.n_epochs > n_epochs
+        return _Left(
+            fit if reached else None,
+            [loss + fit.unit for loss in fit.losses] if reached else [],
+            [score - fit.held_out_unit for score in fit.scores] if reached else [],
+            n if reached else 0,
+        )
+    finally:
+        if group is not None:
+            group.close()
+
+
+def _meet(plan: _Plan, rank: int, device: str) -> Group | None:
+    """The group of all members; the first one tells the others where it is."""
+    if plan.size == 1:
+        return None
+    of_torch: Any = torch.distributed
+    options = {"timeout": timedelta(seconds=plan.timeout), "wait_for_workers": False}
+    host = get_address_host(distributed.get_worker().address)
+    meeting = distributed.Variable(plan.name)
+    try:
+        if rank == 0:
+            store = of_torch.TCPStore(host, 0, is_master=True, **options)
+            meeting.set((host, store.port))
+        else:
+            place = meeting.get(timeout=plan.timeout)
+            if place is None:
+                raise ConnectionError("This fit was called off.")
+            store = of_torch.TCPStore(*place, **options)
+    except (TimeoutError, RuntimeError) as error:
+        raise ConnectionError(f"Member {rank} does not find the first one: {error}") from error
+    nccl = device.startswith("cuda") and of_torch.is_nccl_available()
+    return Group(store, rank, plan.size, plan.timeout, nccl, host)
+
+
+def _rows(plan: _Plan, files: Files, world: World) -> DistinctRows | StreamedRows:
+    schema, weights = coded(plan.schema), files.weights
+    if plan.kind == "streamed":
+        return StreamedRows(schema, files, weights, world=world, sample=plan.sample)
+    T, weights = files[:], np.ones(len(files)) if weights is None else weights
+    if plan.kind == "copied" and isinstance(world, Group):
+        T, weights = (world.gather(torch.from_numpy(each)).numpy() for each in (T, weights))
+        world = Copies(world)
+    return DistinctRows(schema, T, weights, world=world)
+
+
+def _digest(vae: VAETransformer) -> str:
+    """Of all weights, to the bit."""
+    found = hashlib.sha256()
+    for name, tensor in vae.module_.state_dict().items():
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return found.hexdigest()
+
+
+def _apply(X: Any, model: VAETransformer, method: str, width: Any) -> Any:
+    """What a method gives for one partition, of which nothing may be left."""
+    if not len(X):
+        if not isinstance(width, tuple):
+            return width  # an example
+        return np.empty((0, *width), getattr(X, "dtype", np.float64))
+    if method == "_stacked_posterior":
+        return np.stack(model.posterior(X), axis=1)
+    return getattr(model, method)(X)
+
+
+def _impute(X: Any, model: VAETransformer, n_draws: int | None, seed: int) -> Any:
+    if not len(X):
+        return X
+    if n_draws is None:
+        return model.impute(X)
+    # partitions draw differently, and the same each time that they are computed
+    content = hashlib.sha256(repr(X).encode()).digest()[:4]
+    return model.impute(X, 1, (seed + int.from_bytes(content, "little")) % 2**32)[0]

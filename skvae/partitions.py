@@ -1,0 +1,162 @@
+"""Partitions of a table that no one process holds: each becomes a file of T on its worker.
+
+`stage` writes a partition and says what is in it, `merge` finds the schema of all, and `Files` is
+what one worker has, read as one array.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .columns import Columns, column_at, table_library, warn_of_identifiers
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Part:
+    """A partition, as it was staged.
+
+    Attributes
+    ----------
+    path : str
+        Of its cells, in row-major order.
+    n_rows : int
+        Of positive weight.
+    dtype : dtype
+        Of the cells.
+    weights : ndarray of shape (n_rows,) or None
+    schema : Columns
+        By which its categories have codes.
+    seen : object
+        A few of its rows, in which each category occurs.
+    n_cells : dict of int
+        Of each categorical column, those that are not missing.
+    """
+
+    path: str
+    n_rows: int
+    dtype: Any
+    weights: Floats | None
+    schema: Columns
+    seen: Any
+    n_cells: dict[int, int]
+    recoded: dict[int, Floats] = field(default_factory=dict)  # of each old code, the new one
+
+
+def stage(
+    X: Any, weights: Floats | None, schema: Columns, folder: str, check: Callable[..., None]
+) -> Part:
+    """Write a partition as T into a folder.
+
+    ``schema`` is of the partition alone; ``check(schema, T)`` may refuse cells.
+    """
+    T = schema.encode(X, dtype=X.dtype if table_library(X) is None else None)
+    check(schema, T)
+    n_cells = {j: int(np.isfinite(T[:, j]).sum()) for j in schema.levels}
+    firsts = [np.unique(T[:, j], return_index=True)[1] for j in schema.levels]
+    rows = np.unique(np.concatenate([np.zeros(0, np.intp), *firsts]))
+    seen = Columns.take(X, rows)
+    if weights is not None:
+        kept = weights > 0
+        T, weights = T[kept], weights[kept]
+    path = Path(folder) / f"skvae-{uuid4().hex}"
+    T.tofile(path)
+    return Part(str(path), len(T), T.dtype, weights, schema, seen, n_cells)
+
+
+def merge(parts: Sequence[Part], likelihood: Any, categorical_features: Any) -> Columns:
+    """The schema of all parts, whose codes are from now on its own.
+
+    Categories are those of the whole table, in the order that they would have there.
+    """
+    seen = [part.seen for part in parts if len(part.seen)] or [parts[0].seen]
+    if table_library(seen[0]) is None:
+        together: Any = np.concatenate(seen)
+    else:
+        # pandas forgets that columns are categorical where their categories differ
+        from dask.dataframe.dispatch import concat
+
+        together = concat(seen)
+    schema = Columns.read(together, likelihood, categorical_features, whole=False)
+    for j, levels in schema.levels.items():
+        n_cells = sum(part.n_cells.get(j, 0) for part in parts)
+        warn_of_identifiers(schema.names[j], _n_seen(together, j), n_cells)
+        positions = {level: code for code, level in enumerate(levels.tolist())}
+        for part in parts:
+            old = part.schema.levels[j].tolist()
+            part.recoded[j] = np.array([positions.get(level, np.nan) for level in old], dtype=float)
+    return schema
+
+
+def _n_seen(table: Any, j: int) -> int:
+    """Categories that occur."""
+    if table_library(table) is None:
+        return len(np.unique(table[~np.isnan(table[:, j]), j]))
+    return int(column_at(table, j).nunique())
+
+
+class Files:
+    """What is in the files of one worker, as an array whose slices are read when they are needed.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        With rows.
+    n_columns : int
+    """
+
+    def __init__(self, parts: Sequence[Part], n_columns: int) -> None:
+        self.parts = list(parts)
+        self.dtype = np.result_type(*(part.dtype for part in parts))
+        self._ends = np.cumsum([part.n_rows for part in parts])
+        self.shape = int(self._ends[-1]), n_columns
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def weights(self) -> Floats | None:
+        """Of the rows; None where all are alike."""
+        if self.parts[0].weights is None:
+            return None
+        return np.concatenate([part.weights for part in self.parts if part.weights is not None])
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(len(self))
+        out = np.empty((max(stop - start, 0), self.shape[1]), dtype=self.dtype)
+        end, at = 0, 0
+        for part in self.parts:
+            begin, end = end, end + part.n_rows
+            first, last = max(start, begin), min(stop, end)
+            if first < last:
+                out[at : at + last - first] = self._read(part, first - begin, last - first)
+                at += last - first
+        return out
+
+    def _read(self, part: Part, first: int, n_rows: int) -> NDArray[Any]:
+        # read, not mapped: pages of a map would count as this process's memory
+        n, size = self.shape[1], part.dtype.itemsize
+        cells = np.fromfile(part.path, part.dtype, n_rows * n, offset=first * n * size)
+        T = cells.reshape(n_rows, n)
+        for j, new in part.recoded.items():
+            known = ~np.isnan(T[:, j])
+            T[known, j] = new[T[known, j].astype(int)]
+        return T
+
+    @staticmethod
+    def delete(paths: Sequence[str]) -> None:
+        """Delete files that `stage` has written."""
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+
+
+def coded(schema: Columns) -> Columns:
+    """The schema of T itself: an array of numbers and of codes."""
+    levels = {j: np.arange(float(len(found))) for j, found in schema.levels.items()}
+    return Columns(schema.names, schema.families, None, [], levels)
