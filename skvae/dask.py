@@ -27,7 +27,7 @@ from .checks import check_integer
 from .columns import Columns
 from .estimator import VAETransformer, _undone_on_failure
 from .fitting import Fit
-from .partitions import Files, Part, coded, merge, stage
+from .partitions import Files, Part, coded, merge, remove, stage
 from .rows import DistinctRows, StreamedRows
 from .settings import Settings
 from .world import ALONE, Copies, Group, World
@@ -485,24 +485,15 @@ class _Fleet:
     ) -> None:
         self.client, self.partitions, self.parameters = client, partitions, parameters
         self.staged: dict[int, tuple[str, Part]] = {}  # of each partition, where it lies
-        self.n_lost = 0
+        self.name, self.n_lost = f"skvae-{uuid4().hex}", 0
         self.timeout = float(dask.config.get("skvae.timeout", TIMEOUT))
 
     def __enter__(self) -> "_Fleet":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Delete the files on workers that are still there."""
-        by_worker: dict[str, list[str]] = {}
-        for address, part in self.staged.values():
-            by_worker.setdefault(address, []).append(part.path)
-        here = self._addresses()
-        futures = [
-            self.client.submit(_remove, paths, workers=[a], pure=False, allow_other_workers=False)
-            for a, paths in by_worker.items()
-            if a in here
-        ]
-        distributed.fire_and_forget(futures)
+        """Delete the files, on workers that are still there."""
+        self.client.run(_remove, self.name, on_error="ignore")
 
     def _workers(self) -> dict[str, Any]:
         found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
@@ -530,6 +521,7 @@ class _Fleet:
                         delayed(_stage, pure=False)(
                             *self.partitions[i],
                             i,
+                            self.name,
                             self.parameters,
                             dask_key_name=f"skvae-stage-{i}-{uuid4().hex}",
                         )
@@ -749,8 +741,8 @@ class _Fleet:
 # -------------------------------------------------------------------- on workers
 
 
-def _stage(X: Any, weights: Any, number: int, parameters: dict[str, Any]) -> Part:
-    """Write partition ``number`` to this worker's own folder."""
+def _stage(X: Any, weights: Any, number: int, name: str, parameters: dict[str, Any]) -> Part:
+    """Write partition ``number`` to this worker's own folder, for the fit of this name."""
     try:
         if weights is not None:
             weights = _weights(np.asarray(weights, dtype=np.float64), len(X))
@@ -758,7 +750,7 @@ def _stage(X: Any, weights: Any, number: int, parameters: dict[str, Any]) -> Par
             X, parameters["likelihood"], parameters["categorical_features"], whole=False
         )
         folder = distributed.get_worker().local_directory
-        return stage(X, weights, schema, folder, _check)
+        return stage(X, weights, schema, folder, name, _check)
     except (ValueError, TypeError) as error:
         raise type(error)(f"Partition {number}: {error}") from error
 
@@ -782,8 +774,8 @@ def _check(schema: Columns, T: Any) -> None:
     checking._check(T)
 
 
-def _remove(paths: list[str]) -> None:
-    Files.delete(paths)
+def _remove(name: str, dask_worker: Any) -> None:
+    remove(dask_worker.local_directory, name)
 
 
 def _member(plan: _Plan, rank: int, parts: list[Part]) -> Any:

@@ -50,9 +50,14 @@ class Part:
 
 
 def stage(
-    X: Any, weights: Floats | None, schema: Columns, folder: str, check: Callable[..., None]
+    X: Any,
+    weights: Floats | None,
+    schema: Columns,
+    folder: str,
+    name: str,
+    check: Callable[..., None],
 ) -> Part:
-    """Write a partition as T into a folder.
+    """Write a partition as T into a folder, for the fit of this name.
 
     ``schema`` is of the partition alone; ``check(schema, T)`` may refuse cells.
     """
@@ -65,7 +70,7 @@ def stage(
     if weights is not None:
         kept = weights > 0
         T, weights = T[kept], weights[kept]
-    path = Path(folder) / f"skvae-{uuid4().hex}"
+    path = Path(folder) / f"{name}-{uuid4().hex}"
     T.tofile(path)
     return Part(str(path), len(T), T.dtype, weights, schema, seen, n_cells)
 
@@ -149,11 +154,11 @@ class Files:
             T[known, j] = new[T[known, j].astype(int)]
         return T
 
-    @staticmethod
-    def delete(paths: Sequence[str]) -> None:
-        """Delete files that `stage` has written."""
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
+
+def remove(folder: str, name: str) -> None:
+    """Delete what `stage` has written there for one fit."""
+    for path in Path(folder).glob(f"{name}-*"):
+        path.unlink(missing_ok=True)
 
 
 def coded(schema: Columns) -> Columns:

@@ -1,0 +1,488 @@
+"""A model of a cluster's rows: equal to that of one machine, and workers that die."""
+
+import os
+import pickle
+import signal
+import threading
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+
+pytest.importorskip("distributed")
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import distributed
+from scipy.sparse import csr_matrix
+
+from skvae import VAETransformer
+from skvae import dask as skvae_dask
+from skvae.dask import DaskVAETransformer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning"),
+    # what Dask leaves to the garbage collector
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+DIGITS = load_digits().data[np.random.default_rng(0).permutation(1797)]
+RNG = np.random.default_rng(0)
+MANY = np.tanh(RNG.normal(size=(6500, 3))) @ RNG.normal(size=(3, 12))
+MANY = (MANY + 0.2 * RNG.normal(size=MANY.shape)).astype(np.float32)  # no few-rows' rules
+CURVED = MANY[:3000]
+
+
+@pytest.fixture(scope="module")
+def client():
+    with cluster() as client:
+        yield client
+
+
+@pytest.fixture
+def own_client():
+    """Of a cluster whose workers may die."""
+    with cluster() as client:
+        yield client
+
+
+def cluster(**options):
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"} | options
+    dask.config.set({"distributed.comm.timeouts.connect": "20s"})
+    return distributed.Client(distributed.LocalCluster(**options), set_as_default=True)
+
+
+def mixed_table(n_rows):
+    """Columns of several kinds, with gaps."""
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=n_rows)
+    table = pd.DataFrame(
+        {
+            "normal": 3 * a + rng.normal(size=n_rows),
+            "count": rng.poisson(np.exp(1 + 0.5 * a)).astype(float),
+            "flag": a + rng.normal(size=n_rows) > 0,
+            "level": pd.Series(np.array(["low", "middle", "high"])[np.digitize(a, [-0.5, 0.5])]),
+            "kind": pd.Categorical.from_codes(
+                rng.integers(2, size=n_rows), ["b", "a", "never"], ordered=True
+            ),
+        }
+    )
+    table.loc[::9, "normal"] = np.nan
+    table.loc[::11, "level"] = None
+    return table
+
+
+MIXED = mixed_table(800)
+KINDS = {"count": "poisson"}
+
+
+def test_digits_are_fitted_as_on_one_machine(client):
+    train, test = DIGITS[:1300], DIGITS[1300:]
+    params = {"random_state": 0, "noise": "homoscedastic", "max_iter": 30}
+    X = da.from_array(train, chunks=(400, 40))
+    vae = DaskVAETransformer(**params).fit(X)
+    alone = VAETransformer(**params).fit(train)
+    assert vae.score(test) == pytest.approx(alone.score(test), abs=0.1)
+    assert vae.n_features_in_ == 64 and vae.transform(test).shape == (497, 2)
+
+
+def test_a_mixed_table_is_fitted_as_on_one_machine(client):
+    train, test = MIXED[:600], MIXED[600:]
+    X = dd.from_pandas(train, npartitions=3)
+    vae = DaskVAETransformer(random_state=0, likelihood=KINDS).fit(X)
+    alone = VAETransformer(random_state=0, likelihood=KINDS).fit(train)
+    assert vae.score(test) == pytest.approx(alone.score(test), abs=0.1)
+    assert vae.feature_names_in_.tolist() == list(MIXED)
+    for j, levels in alone._columns.levels.items():
+        assert vae._columns.levels[j].tolist() == levels.tolist()
+    assert vae.loss_curve_[:5] == pytest.approx(alone.loss_curve_[:5], rel=1e-4)
+
+
+def test_the_start_is_that_of_one_machine(client, monkeypatch):
+    for copied in (0, 2**22):
+        monkeypatch.setattr(skvae_dask, "COPIED", copied)
+        X = da.from_array(CURVED.astype(float), chunks=(1100, 12))
+        params = {"max_iter": 0, "random_state": 0}
+        vae, alone = DaskVAETransformer(**params).fit(X), VAETransformer(**params).fit(CURVED)
+        np.testing.assert_allclose(vae.transform(CURVED), alone.transform(CURVED), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["held", "streamed"])
+def test_workers_with_rows_of_their_own_fit_as_well(client, monkeypatch, kind):
+    monkeypatch.setattr(skvae_dask, "COPIED", 0)
+    if kind == "streamed":
+        monkeypatch.setattr(skvae_dask, "HELD", 0)
+    train, test = MANY[:5500], MANY[5500:]
+    params = {"n_components": 3, "random_state": 0, "max_iter": 10, "batch_size": 128}
+    X = da.from_array(train, chunks=(1500, 12))
+    vae, alone = DaskVAETransformer(**params).fit(X), VAETransformer(**params).fit(train)
+    assert vae.score(test) == pytest.approx(alone.score(test), abs=0.1)
+    again = DaskVAETransformer(**params | {"max_iter": 3}).fit(X)
+    assert again.loss_curve_ == vae.loss_curve_[:3]
+    if kind == "held":
+        table = dd.from_pandas(MIXED, npartitions=5)
+        scores = [
+            estimator.fit(X).score(MIXED)
+            for estimator, X in (
+                (DaskVAETransformer(random_state=0, likelihood=KINDS), table),
+                (VAETransformer(random_state=0, likelihood=KINDS), MIXED),
+            )
+        ]
+        assert scores[0] == pytest.approx(scores[1], abs=0.1)
+
+
+def unknown(X):
+    """The same rows, with sizes of chunks that Dask does not know."""
+    return dd.from_pandas(pd.DataFrame(X), npartitions=3).to_dask_array()
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [(2400,), (100, 2300), (0, 1200, 0, 1200), (300,) * 8, "unknown"],
+    ids=["one", "uneven", "empty", "many", "unknown"],
+)
+@pytest.mark.parametrize("copied", [0, 2**22])
+def test_each_row_weighs_the_same_however_they_lie(client, monkeypatch, chunks, copied):
+    monkeypatch.setattr(skvae_dask, "COPIED", copied)
+    train, test = CURVED[:2400], CURVED[2400:]
+    X = unknown(train) if chunks == "unknown" else da.from_array(train, chunks=(chunks, 12))
+    params = {"n_components": 3, "max_iter": 5, "random_state": 0, "batch_size": 128}
+    vae = DaskVAETransformer(**params).fit(X)
+    alone = VAETransformer(**params).fit(train)
+    assert vae.score(test) == pytest.approx(alone.score(test), abs=0.1)
+    Z = vae.transform(X)
+    assert isinstance(Z, da.Array)
+    np.testing.assert_allclose(Z.compute(), alone.transform(train), atol=0.2)
+
+
+def test_weights_count_as_repetitions(client):
+    weights = np.random.default_rng(2).integers(0, 3, size=len(CURVED))
+    params = {"max_iter": 3, "random_state": 0}
+    X, w = (da.from_array(a, chunks=(1000, *a.shape[1:])) for a in (CURVED, weights * 1.0))
+    weighted = DaskVAETransformer(**params).fit(X, sample_weight=w)
+    alone = VAETransformer(**params).fit(np.repeat(CURVED, weights, axis=0))
+    assert weighted.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.02)
+    assert weighted.score(X, sample_weight=w) == pytest.approx(
+        alone.score(CURVED, sample_weight=weights), abs=0.02
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(client):
+    params = {"max_iter": 3, "random_state": 0, "likelihood": KINDS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        vae = DaskVAETransformer(**params).fit(dd.from_pandas(MIXED, npartitions=3))
+    return vae, vae.to_local()
+
+
+def test_methods_give_collections_that_are_what_one_machine_gives(client, fitted):
+    vae, local = fitted
+    X = dd.from_pandas(MIXED, npartitions=4)
+    for name in ("transform", "score_samples", "score_cells"):
+        found = getattr(vae, name)(X)
+        assert isinstance(found, da.Array)
+        np.testing.assert_allclose(found.compute(), getattr(local, name)(MIXED), rtol=1e-12)
+        assert found.ndim == found.compute().ndim
+    for found, wanted in zip(vae.posterior(X), local.posterior(MIXED), strict=True):
+        np.testing.assert_allclose(found.compute(), wanted, rtol=1e-12)
+    pd.testing.assert_frame_equal(vae.impute(X).compute(), local.impute(X.compute()))
+    assert vae.score(X) == pytest.approx(local.score(MIXED), rel=1e-12)
+    Z = vae.transform(X)
+    back = vae.inverse_transform(Z)
+    assert isinstance(back, dd.DataFrame)
+    wanted = local.inverse_transform(local.transform(MIXED))
+    pd.testing.assert_frame_equal(back.compute().reset_index(drop=True), wanted, check_dtype=False)
+    drawn = vae.impute(X, n_draws=2, random_state=0)
+    assert [len(table.compute()) for table in drawn] == [800, 800]
+    assert not drawn[0].compute().equals(drawn[1].compute())
+    pd.testing.assert_frame_equal(
+        drawn[0].compute(), vae.impute(X, n_draws=2, random_state=0)[0].compute()
+    )
+
+
+def test_arrays_keep_their_type_and_their_chunks(client):
+    X = da.from_array(CURVED, chunks=(1000, 5))
+    vae = DaskVAETransformer(max_iter=2, random_state=0).fit(X)
+    local = vae.to_local()
+    Z, scores = vae.transform(X), vae.score_samples(X)
+    assert Z.dtype == scores.dtype == np.float32 and Z.chunks == ((1000,) * 3, (2,))
+    np.testing.assert_array_equal(Z.compute(), local.transform(CURVED))
+    np.testing.assert_array_equal(scores.compute(), local.score_samples(CURVED))
+    assert Z.compute().dtype == scores.compute().dtype == np.float32
+    back = vae.inverse_transform(Z)
+    np.testing.assert_array_equal(back.compute(), local.inverse_transform(Z.compute()))
+    gaps = X.copy()
+    gaps[::5, 3] = np.nan
+    np.testing.assert_array_equal(vae.impute(gaps).compute(), local.impute(gaps.compute()))
+    assert vae.transform(unknown(CURVED)).compute().shape == (3000, 2)
+
+
+def test_nothing_is_computed_before_it_is_asked_for(client, fitted):
+    vae, _ = fitted
+
+    def never(part):
+        raise AssertionError("computed")
+
+    X = dd.from_pandas(MIXED, npartitions=2).map_partitions(never, meta=MIXED.iloc[:0])
+    found = vae.transform(X), vae.score_samples(X), vae.impute(X), vae.posterior(X)
+    assert found[0].shape[1] == 2
+    with pytest.raises(AssertionError, match="computed"):
+        found[0].compute()
+
+
+def test_to_local_and_back(client, fitted, tmp_path):
+    vae, local = fitted
+    assert type(local) is VAETransformer and not hasattr(local, "client")
+    lifted = DaskVAETransformer.from_local(local)
+    X = dd.from_pandas(MIXED, npartitions=2)
+    np.testing.assert_array_equal(lifted.transform(X).compute(), local.transform(MIXED))
+    assert lifted.get_params() == vae.get_params()
+    vae.save(tmp_path / "model.skvae")
+    again = VAETransformer.load(tmp_path / "model.skvae")
+    np.testing.assert_array_equal(again.transform(MIXED), local.transform(MIXED))
+    vae.client = client
+    kept = pickle.loads(pickle.dumps(vae))
+    vae.client = None
+    assert kept.client is None
+    np.testing.assert_array_equal(kept.transform(MIXED), local.transform(MIXED))
+    assert clone(vae).get_params() == vae.get_params()
+    assert DaskVAETransformer(5).n_components == 5
+    assert local.summary().startswith("VAETransformer(")
+
+
+def test_warm_start_goes_on(client):
+    X = da.from_array(CURVED, chunks=(1000, 12))
+    params = {"max_iter": 3, "random_state": 0, "early_stopping": False, "warm_start": True}
+    vae, alone = DaskVAETransformer(**params), VAETransformer(**params)
+    for _ in range(2):
+        vae.fit(X)
+        alone.fit(CURVED)
+    assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.02)
+
+
+BAD = [
+    (CURVED, {}, TypeError, "X is ndarray, and fit takes Dask arrays and DataFrames"),
+    (da.ones((10, 2)).astype(str), {}, TypeError, "X holds <U32: convert it to numbers"),
+    (da.ones(10), {}, ValueError, r"X has shape \(10,\): reshape it"),
+    (da.ones((1, 2)), {}, ValueError, "Found 1 rows of positive weight in 1 partitions"),
+    (
+        da.from_array(np.full((4, 2), np.inf), chunks=2),
+        {},
+        ValueError,
+        r"Partition \d: Column 0 of X holds inf \(row 0\)",
+    ),
+    (
+        da.from_array(-CURVED, chunks=(1500, 12)),
+        {"likelihood": "poisson"},
+        ValueError,
+        r"Partition \d: likelihood='poisson' needs whole numbers between 0 and 1e\+13",
+    ),
+    (da.ones((10, 2)), {"max_iter": -1}, ValueError, "max_iter"),
+]
+
+
+@pytest.mark.parametrize(("X", "params", "kind", "message"), BAD)
+def test_bad_input_is_named_and_changes_nothing(client, X, params, kind, message):
+    vae = DaskVAETransformer(**params)
+    before = dict(vars(vae))
+    with pytest.raises(kind, match=message):
+        vae.fit(X)
+    assert vars(vae) == before
+
+
+def test_more_that_is_refused(client, fitted):
+    vae, _ = fitted
+    X = da.from_array(CURVED, chunks=(1000, 12))
+    with pytest.raises(TypeError, match="sample_weight is ndarray: pass a Dask array"):
+        DaskVAETransformer().fit(X, sample_weight=np.ones(3000))
+    with pytest.raises(ValueError, match="sample_weight has 1 partitions, but X has 3"):
+        DaskVAETransformer().fit(X, sample_weight=da.ones(3000, chunks=3000))
+    with pytest.raises(ValueError, match="Partition 1: sample_weight must be finite and not neg"):
+        weights = np.ones(3000)
+        weights[1200] = -1
+        DaskVAETransformer().fit(X, sample_weight=da.from_array(weights, chunks=1000))
+    with pytest.raises(TypeError, match=r"partial_fit takes a batch in memory"):
+        DaskVAETransformer().partial_fit(X)
+    with pytest.raises(ValueError, match="names should match those that were passed during fit"):
+        vae.transform(dd.from_pandas(pd.DataFrame(CURVED).rename(columns=str), npartitions=1))
+    with pytest.raises(TypeError, match=r"X has chunks of scipy\.sparse"):
+        DaskVAETransformer().fit(X.map_blocks(csr_matrix))
+
+
+def test_without_a_client_it_says_what_to_do(monkeypatch):
+    def none():
+        raise ValueError("No global client found")
+
+    monkeypatch.setattr(distributed, "get_client", none)
+    with pytest.raises(ValueError, match="There is no Dask client: make one"):
+        DaskVAETransformer().fit(da.ones((10, 2)))
+
+
+def test_verbose_prints_here_and_once(client, capfd):
+    X = da.from_array(CURVED, chunks=(1500, 12))
+    DaskVAETransformer(max_iter=3, random_state=0, verbose=1).fit(X)
+    time.sleep(0.5)
+    out = capfd.readouterr().out
+    assert [out.count(f"epoch {i:4d} ") for i in range(1, 5)] == [1, 1, 1, 0]
+
+
+def test_two_fits_at_once_do_not_meet(client):
+    X = da.from_array(CURVED, chunks=(1500, 12))
+    params = {"max_iter": 5}
+    seeds = range(3)
+    wanted = [DaskVAETransformer(random_state=s, **params).fit(X).loss_curve_ for s in seeds]
+    found = {}
+
+    def fit(seed):
+        vae = DaskVAETransformer(random_state=seed, client=client, **params)
+        found[seed] = vae.fit(X).loss_curve_
+
+    threads = [threading.Thread(target=fit, args=(seed,)) for seed in seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [found[seed] for seed in seeds] == wanted
+
+
+def test_a_grid_is_searched_by_the_cluster(client):
+    from joblib import parallel_config
+    from sklearn.model_selection import GridSearchCV
+
+    search = GridSearchCV(
+        VAETransformer(max_iter=2, random_state=0), {"n_components": [1, 3]}, cv=2
+    )
+    alone = clone(search).fit(CURVED[:500])
+    with parallel_config("dask"):
+        search.fit(CURVED[:500])
+    assert search.best_params_ == alone.best_params_ == {"n_components": 3}
+    np.testing.assert_allclose(
+        search.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"], rtol=1e-6
+    )
+
+
+def no_files_are_left(client):
+    def left(dask_worker):
+        return [f for f in os.listdir(dask_worker.local_directory) if f.startswith("skvae")]
+
+    end = time.monotonic() + 20
+    while any(client.run(left).values()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return not any(client.run(left).values())
+
+
+def test_nothing_is_left_behind(client):
+    DaskVAETransformer(max_iter=2).fit(da.from_array(CURVED, chunks=(1500, 12)))
+    assert no_files_are_left(client)
+
+
+# -- workers that die ---------------------------------------------------------------------------
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+def after(seconds, act):
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("copied", [0, 2**22])
+def test_a_worker_that_dies_in_training_is_survived(own_client, monkeypatch, copied):
+    monkeypatch.setattr(skvae_dask, "COPIED", copied)
+    pids = list(own_client.run(os.getpid).values())
+    train, test = CURVED[:2400], CURVED[2400:]
+    X = da.from_array(train, chunks=(600, 12))
+    params = {"n_components": 3, "random_state": 0, "batch_size": 64}
+    params |= {"max_iter": 60, "n_iter_no_change": 60}
+    epochs = []
+
+    def watch(event):
+        epochs.append(event)
+        if len(epochs) == 10:
+            kill(pids[0])
+
+    monkeypatch.setattr(skvae_dask, "print", lambda line: watch(line), raising=False)
+    with pytest.warns(RuntimeWarning, match="was lost during fit. It goes on with"):
+        vae = DaskVAETransformer(verbose=1, **params).fit(X)
+    alone = VAETransformer(**params).fit(train)
+    assert vae.score(test) == pytest.approx(alone.score(test), abs=0.15)
+    # it went on, not from the start
+    assert vae.n_iter_ == 60 == len(vae.loss_curve_) == len(vae.validation_scores_)
+    assert len(epochs) <= 60 + 20
+    again = DaskVAETransformer(max_iter=2, random_state=0).fit(X)
+    assert np.isfinite(again.score(test))
+    assert no_files_are_left(own_client)
+
+
+def slowly(part):
+    time.sleep(1.0)
+    return part
+
+
+def test_a_worker_that_dies_in_the_start_is_survived(own_client):
+    pids = list(own_client.run(os.getpid).values())
+    X = da.from_array(CURVED, chunks=(750, 12)).map_blocks(slowly)
+    timer = after(1.5, lambda: kill(pids[1]))
+    with pytest.warns(RuntimeWarning, match="was lost during fit"):
+        vae = DaskVAETransformer(max_iter=2, random_state=0).fit(X)
+    timer.join()
+    alone = VAETransformer(max_iter=2, random_state=0).fit(CURVED)
+    assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.05)
+
+
+def test_a_worker_that_dies_in_transform_is_made_up_for(own_client):
+    pids = list(own_client.run(os.getpid).values())
+    vae = DaskVAETransformer(max_iter=2, random_state=0)
+    vae.fit(da.from_array(CURVED, chunks=(1500, 12)))
+    X = da.from_array(CURVED, chunks=(500, 12)).map_blocks(slowly)
+    timer = after(1.5, lambda: kill(pids[0]))
+    Z = vae.transform(X).compute()
+    timer.join()
+    np.testing.assert_array_equal(Z, vae.to_local().transform(CURVED))
+
+
+def deadly(part):
+    # one of several partitions
+    if len(part) == 100:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def test_what_kills_each_worker_is_an_error_not_a_hang(own_client):
+    X = da.from_array(CURVED[:400], chunks=((100, 300), 12)).map_blocks(
+        deadly, meta=np.empty((0, 0), np.float32)
+    )
+    vae = DaskVAETransformer(max_iter=2, random_state=0)
+    with pytest.warns(RuntimeWarning), pytest.raises((ConnectionError, distributed.KilledWorker)):
+        vae.fit(X)
+    assert not hasattr(vae, "module_")
+
+
+def test_ctrl_c_keeps_the_best_weights_so_far(client, monkeypatch):
+    lines = []
+
+    def ctrl_c(line):
+        lines.append(line)
+        if len(lines) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(skvae_dask, "print", ctrl_c, raising=False)
+    X = da.from_array(CURVED, chunks=(1500, 12))
+    vae = DaskVAETransformer(max_iter=400, n_iter_no_change=400, random_state=0, verbose=1)
+    with pytest.warns(ConvergenceWarning, match="Interrupted after"):
+        vae.fit(X)
+    assert 5 <= vae.n_iter_ < 400
+    assert np.isfinite(vae.score(CURVED))
+    assert DaskVAETransformer(max_iter=2).fit(X).n_iter_ == 2
