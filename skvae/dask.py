@@ -502,14 +502,21 @@ class _Fleet:
     def _addresses(self) -> list[str]:
         return sorted(self._workers())
 
+    def _left(self) -> list[str]:
+        """Workers that are there, or come back within reasonable time; at least one."""
+        end = time.monotonic() + PATIENCE
+        while not (found := self._addresses()):
+            if time.monotonic() > end:
+                raise ConnectionError("The cluster has no worker: start some.")
+            time.sleep(0.2)
+        return found
+
     # ---------------------------------------------------------------- partitions
 
     def stage(self) -> Columns:
         """Have each partition that lies nowhere written to a file; the schema of all."""
         while missing := [i for i in range(len(self.partitions)) if i not in self.staged]:
-            addresses = self._addresses()
-            if not addresses:
-                raise ConnectionError("The cluster has no worker: start some.")
+            addresses = self._left()
             # neighbours stay together, and each worker gets as many
             homes = {
                 i: addresses[at * len(addresses) // len(missing)] for at, i in enumerate(missing)
@@ -723,13 +730,13 @@ class _Fleet:
     def _note(self, lost: _Lost) -> None:
         """Count a loss, forget the files that went with it, and warn; too many are an error."""
         self.n_lost += 1
-        here = self._addresses()
+        here = self._left()
         self.staged = {i: (a, part) for i, (a, part) in self.staged.items() if a in here}
         who = ", ".join(sorted(lost.addresses)) or "The connection"
-        if self.n_lost > RETRIES or not here:
+        if self.n_lost > RETRIES:
             raise ConnectionError(
-                f"{who} was lost during fit, {self.n_lost} losses in all, and {len(here)} workers "
-                "are left. Look at the workers' logs: too little memory is the usual cause."
+                f"{who} was lost during fit, {self.n_lost} losses in all. Look at the workers' "
+                "logs: too little memory is the usual cause."
             )
         warnings.warn(
             f"{who} was lost during fit. It goes on with {len(here)} workers.",
