@@ -681,6 +681,8 @@ class _Fleet:
             while pending := [f for f in futures if not f.done()]:
                 with contextlib.suppress(TimeoutError):
                     distributed.wait(pending, timeout=0.5, return_when="FIRST_COMPLETED")
+                if any(f.status == "error" for f in futures):
+                    self._rest(futures, addresses, set())  # nothing goes on behind our back
                 self._raise_errors(futures)
                 here = self._addresses()
                 gone = {
