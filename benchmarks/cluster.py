@@ -191,7 +191,8 @@ def memory(gigabytes: float, limit: str) -> str:
             score = model.score(X[:chunk])
             client.cluster.close()
     return (
-        f"A Dask array of {X.nbytes / 2**30:.2f} GiB ({n_rows:,} x {n_columns}), two workers of {limit}: "
+        f"A Dask array of {X.nbytes / 2**30:.2f} GiB ({n_rows:,} x {n_columns}), two workers of "
+        f"{limit}: "
         f"{seconds:.0f} s for two epochs and all else, at most "
         f"{max(most) / 2**20:.0f} MiB a worker, {score:.2f} nats per row."
     )

@@ -9,19 +9,17 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
-from scipy.stats import wilcoxon
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
-from . import linear
-from .families import NORMAL, build, gaussian_part, gaussian_raw
-from .likelihoods import LOG_2PI, Gaussian, Mixed, split_gaps
+from . import judging, linear
+from .families import NORMAL, build, gaussian_part
+from .likelihoods import Gaussian, Mixed
 from .networks import (
     Completion,
     Dropout,
@@ -34,7 +32,6 @@ from .networks import (
     mlp,
     silence,
     silence_fresh,
-    width,
 )
 from .priors import PRIORS, StandardNormal, check_prior
 from .rows import DistinctRows, Floats, StreamedRows
@@ -56,7 +53,6 @@ SAMPLED = 2**23  # and cells of these
 PART = 2**18  # numbers that an array holds where rows are read for one sum after another
 PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
-PROOF = 0.001  # level of the tests that held-out rows gain by a trained encoder
 STREAM = 1_000_003  # between the seeds of processes
 SHOWN = 1_000  # rows whose KL is told after an epoch
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
@@ -353,15 +349,24 @@ class Fit:
         self, rows: AnyRows, likelihood: Any
     ) -> tuple[Tensor, linear.Covariance, Stored | Streamed]:
         """Mean and covariance of what the encoder reads, and the rows as targets."""
+        device = self.settings.device
+        fast = device if device.startswith("cuda") else "cpu"  # others lack double precision
         if likelihood.n_inputs <= linear.WIDE:
-            moments = linear.Moments(likelihood.n_inputs)
+            moments = linear.Moments(likelihood.n_inputs, fast)
             data = self._read(rows, likelihood, moments)
             return *moments.result(rows.world), data
         data = self._read(rows, likelihood)
         # their order is random
         some = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
         size = max(1, PART // likelihood.n_inputs)
-        wide = linear.Wide(lambda: (likelihood.embed(t) for t, _ in some.parts(size)), some.share)
+
+        def parts() -> Iterable[Tensor]:
+            return (likelihood.embed(t) for t, _ in some.parts(size))
+
+        if fast != "cpu":  # there once for all products
+            kept = torch.cat([part.to(fast) for part in parts()]).split(16 * size)
+            parts = lambda: kept  # noqa: E731
+        wide = linear.Wide(parts, some.share)
         return wide.mean, wide, data
 
     def _linear_model(
@@ -539,7 +544,10 @@ class Fit:
             weight = weight / len(batch)
             return model.backward(batch, noise, weight, beta, hints, s.free_bits)
 
-        return Rows(n_rows, n_batches, read, backward)
+        ours = s.network == "mlp" and s.encoder is None and s.decoder is None and s.dropout == 0
+        plain = ours and isinstance(s.prior, str)
+        steady = max(0, s.kl_warmup - before) if plain and s.device.startswith("cuda") else math.inf
+        return Rows(n_rows, n_batches, read, backward, steady)
 
     @staticmethod
     def _hints(model: VAE, data: Stored) -> Tensor | None:
@@ -583,7 +591,7 @@ class Fit:
             alone, _, its_history, its_gains = self._train(*data, encoder_too=False)
             if its_history.interrupted:
                 history.interrupted = True  # keep what is finished
-            elif not world.lead(_proven(gains - its_gains)):
+            elif not world.lead(judging.proven(gains - its_gains)):
                 encoder_too, model, history, gains = False, alone, its_history, its_gains
         self.losses = history.losses
         self.interrupted = history.interrupted
@@ -593,7 +601,7 @@ class Fit:
         self.improving = history.n_iter == s.max_iter and not history.converged and late and rose
         if s.early_stopping:
             self.scores, self.best_score = history.scores, history.best_score
-            self.gain = _mean_and_error(gains.to("cpu", F64), world.gather(held_out.share))
+            self.gain = judging.mean_and_error(gains.to("cpu", F64), world.gather(held_out.share))
             if history.best_iter == 0:
                 return  # the exact start stays
         if few and not history.interrupted:
@@ -631,13 +639,12 @@ class Fit:
         if s.early_stopping:
             weights = world.gather(held_out.share).to(s.device, F32)
             hints = self._hints(model, held_out)
-            judge = functools.partial(
-                self._judge, model, held_out, weights, noise.to(s.device), hints
-            )
-            gains = -judge()
+            judged = held_out, weights, noise.to(s.device), hints, s
+            find = functools.partial(judging.judge, model, *judged)
+            gains = -find()
 
             def evaluate() -> float:
-                return world.lead(float(weights @ judge()))
+                return world.lead(float(weights @ find()))
 
         def after(history: History) -> bool:
             score = history.scores[-1] if s.early_stopping else None
@@ -662,7 +669,7 @@ class Fit:
                 self.losses = history.losses[: history.best_iter]
                 self.scores = history.scores[: history.best_iter]
             raise
-        return model, trainer, history, gains + judge() if s.early_stopping else gains
+        return model, trainer, history, gains + find() if s.early_stopping else gains
 
     def _keep(self, model: VAE) -> None:
         """Take over trained weights, in float64 on the CPU."""
@@ -673,61 +680,6 @@ class Fit:
         self.mean = copy.deepcopy(self.mean)
         self.mean.load_state_dict({n: v.to("cpu", F64) for n, v in model.state_dict().items()})
         self.mean.eval()
-
-    def _judge(
-        self, model: VAE, data: Stored, share: Tensor, noise: Tensor, hints: Tensor | None
-    ) -> Tensor:
-        """ELBO of held-out rows (n,) under fixed noise (n_draws, n, k); shares sum to one.
-
-        Each process has its own rows and their noise, and all get the results of all.
-
-        Where one spread is common to all normal columns, the held-out rows get the one that suits
-        them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
-        outweighing all that the mean learns.
-        """
-        size = max(1, PART // (len(noise) * width(model)))
-        some = itertools.repeat(None) if hints is None else hints.split(size)
-        targets = (part.to(noise.device) for part, _ in data.parts(size))
-        parts = zip(targets, noise.split(size, 1), some, strict=False)
-        with torch.no_grad():
-            judged = [torch.stack(self._judge_part(model, *part), 1) for part in parts]
-        # a process may have none
-        found = torch.cat([noise.new_zeros(0, 3), *judged])
-        nats, error, n_cells = data.world.gather(found).T.contiguous()
-        floor = self.settings.noise_floor**2
-        best = ((share @ error) / (share @ n_cells).clamp_min(1e-12)).clamp_min(floor)
-        return nats - 0.5 * (n_cells * (LOG_2PI + best.log()) + error / best)
-
-    def _judge_part(
-        self, model: VAE, targets: Tensor, noise: Tensor, hints: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The ELBO but for cells of common spread, their squared error and number: each (n,)."""
-        s = self.settings
-        n_draws, n, k = noise.shape
-        likelihood = model.likelihood
-        if s.n_importance_samples > 1:
-            bound = -model(targets, noise, s.beta, hints)
-            return bound, torch.zeros_like(bound), torch.zeros_like(bound)
-        mean, log_var = model.posterior(targets, hints)
-        z = mean + (0.5 * log_var).exp() * noise
-        kl = model.divergence(mean, log_var, z, s.free_bits)
-        kl = s.beta * (kl if kl.dim() == 1 else kl.mean(0))
-        raw = model.decoder(z.reshape(-1, k)).reshape(n_draws, n, -1)
-        normal, nothing = gaussian_part(likelihood), torch.zeros_like(kl)
-        if normal is None or s.noise not in ("auto", "isotropic"):
-            return likelihood.log_prob(raw, targets).sum(-1).mean(0) - kl, nothing, nothing
-        part, columns = normal
-        nats = nothing
-        if isinstance(likelihood, Mixed):
-            cells = likelihood.log_prob(raw, targets).mean(0)
-            cells[:, columns] = 0.0
-            nats = cells.sum(-1)
-        cells, observed = split_gaps(targets[:, columns])
-        seen = torch.ones_like(cells) if observed is None else observed
-        deviation = cells - part.location(gaussian_raw(likelihood, raw))
-        error = deviation.square() * (-part.base).exp() * seen
-        nats = nats - 0.5 * (seen @ part.base) - kl
-        return nats, error.sum(-1).mean(0), seen.sum(-1)
 
     # ---------------------------------------------------------------- the spread
 
@@ -830,29 +782,6 @@ class Fit:
         if self.settings.batch_size != "auto":
             return int(self.settings.batch_size)
         return 128 if n_rows < 5_000 else 256
-
-
-def _mean_and_error(values: Tensor, share: Tensor) -> tuple[float, float]:
-    """Weighted mean, and its standard error; infinite of a single row."""
-    mean, n = share @ values, len(values)
-    if n == 1:
-        return float(mean), math.inf
-    return float(mean), math.sqrt(share.square() @ (values - mean).square() * n / (n - 1))
-
-
-def _proven(gains: Tensor) -> bool:
-    """Whether rows gain on average, by Student's test, or most of them do, by Wilcoxon's.
-
-    Neither lets a few wild rows decide.
-    """
-    moved = gains[gains != 0].double().cpu().numpy()
-    n = len(moved)
-    if n < 2:
-        return False
-    with np.errstate(divide="ignore"):
-        statistic = moved.mean() / (moved.std(ddof=1) / math.sqrt(n))
-    by_mean = student_t.sf(statistic, n - 1)
-    return bool(min(by_mean, wilcoxon(moved, alternative="greater").pvalue) < PROOF)
 
 
 @functools.cache

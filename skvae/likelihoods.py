@@ -88,12 +88,13 @@ def split_gaps(targets: Tensor) -> tuple[Tensor, Tensor | None]:
     Fill first, compute, then mask: a NaN that has entered gives NaN gradients. Without gaps the
     second is None.
     """
-    exported = torch.compiler.is_compiling()  # for any targets
+    # for any targets where a model is exported, and where the answer would have to be waited for
+    unseen = torch.compiler.is_compiling() or targets.device.type != "cpu"
     # the quickest way to see that there is no gap
-    if not exported and not math.isnan(float(targets.detach().sum())):
+    if not unseen and not math.isnan(float(targets.detach().sum())):
         return targets, None
     gaps = targets.isnan()
-    if not exported and not gaps.any():
+    if not unseen and not gaps.any():
         return targets, None
     return targets.masked_fill(gaps, 0.0), (~gaps).to(targets.dtype)
 
@@ -891,9 +892,12 @@ class Multinomial(Poisson):
         log_p = self._log_p(raw, observed)
         total = counts.sum(-1)
         ways = torch.lgamma(total + 1)
-        several = counts > 1  # most cells of a row are 0 or 1, whose factorial is 1
-        rows = several.nonzero()[:, 0]
-        ways.index_add_(0, rows, torch.lgamma(counts[several] + 1), alpha=-1)
+        if counts.device.type == "cpu":
+            several = counts > 1  # most cells of a row are 0 or 1, whose factorial is 1
+            rows = several.nonzero()[:, 0]
+            ways.index_add_(0, rows, torch.lgamma(counts[several] + 1), alpha=-1)
+        else:  # how many they are would have to be waited for
+            ways -= torch.lgamma(counts + 1).sum(-1)
         nll = -(weights @ ((counts * log_p).sum(-1) + ways))
         p = _masked(log_p.exp_(), observed)
         to_raw = p.mul_(total[:, None]).sub_(counts).mul_(weights[:, None])
@@ -991,6 +995,10 @@ class Mixed(nn.Module):
         self.n_params = sum(part.n_params for part in parts)
         self.n_stats = sum(part.n_stats for part in parts)
         self._order = np.argsort(flat)  # from the parts' order to T's
+        # as tensors: a list would have to be sent to the device each time
+        for i, group in enumerate(self.columns):
+            self.register_buffer(f"_group_{i}", torch.tensor(group), persistent=False)
+        self.register_buffer("_back", torch.from_numpy(self._order), persistent=False)
         self._inputs = [part.n_inputs for part in parts]
         # of the raw output: what a linear path reaches of each part, then what is left of each
         self._widths = [*self._inputs, *(part.n_params - part.n_inputs for part in parts)]
@@ -1053,10 +1061,12 @@ class Mixed(nn.Module):
         return torch.cat([first for first, _ in both] + [left for _, left in both], -1)
 
     def _cells(self, targets: Tensor) -> list[Tensor]:
-        return [targets[..., group] for group in self.columns]
+        groups = (getattr(self, f"_group_{i}") for i in range(len(self.columns)))
+        return [targets.index_select(-1, group) for group in groups]
 
     def _join(self, cells: list[Tensor]) -> Tensor:
-        return torch.cat(cells, -1)[..., self._order]
+        back: Any = self._back
+        return torch.cat(cells, -1).index_select(-1, back)
 
     def log_prob_of_total(self, raw: Tensor, targets: Tensor) -> Tensor:
         """Of the parts that are given a row's size: (...)."""

@@ -78,21 +78,24 @@ class Moments:
     Parameters
     ----------
     n_inputs : int
+    device : str, default="cpu"
+        Where the products are computed; it needs double precision.
     """
 
-    def __init__(self, n_inputs: int) -> None:
-        self.first = torch.zeros(n_inputs, dtype=torch.float64)
-        self.second = torch.zeros(n_inputs, n_inputs, dtype=torch.float64)
+    def __init__(self, n_inputs: int, device: str = "cpu") -> None:
+        self.first = torch.zeros(n_inputs, dtype=torch.float64, device=device)
+        self.second = torch.zeros(n_inputs, n_inputs, dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor, share: Tensor) -> None:
         """Rows (n, d) and their shares (n,), which sum to one over all parts."""
+        inputs, share = inputs.to(self.first.device), share.to(self.first.device)
         weighted = share[:, None] * inputs
         self.first += weighted.sum(0)
         self.second.addmm_(weighted.T, inputs)
 
     def result(self, world: World = ALONE) -> tuple[Tensor, Tensor]:
         """Mean and covariance, of the rows of all processes."""
-        first, second = world.sum(self.first), world.sum(self.second)
+        first, second = world.sum(self.first.cpu()), world.sum(self.second.cpu())
         S = second - first[:, None] * first
         return first, 0.5 * (S + S.T)
 
@@ -100,13 +103,13 @@ class Moments:
 class Wide:
     """The covariance of rows with many columns, of which there are only products.
 
-    A matrix would have the square of their number. Products are in single precision, their sums
-    over parts in double.
+    A matrix would have the square of their number. Products are in single precision on the
+    CPU, their sums over parts in double.
 
     Parameters
     ----------
     parts : callable
-        ``parts()``: the rows, (n, d) in all, a part at a time.
+        ``parts()``: the rows, (n, d) in all, a part at a time, on whichever device.
     share : Tensor of shape (n,)
         Sums to one.
     extra : Tensor of shape (d,), default=None
@@ -134,8 +137,8 @@ class Wide:
             first = first + weights @ rows.double()
             second = second + weights @ rows.double().square()
         assert isinstance(first, Tensor) and isinstance(second, Tensor)
-        self.mean, self.extra = first, extra
-        own = (second - first.square()).clamp_min(0.0)
+        self.mean, self.extra = first.cpu(), extra
+        own = (second - first.square()).clamp_min(0.0).cpu()
         self._diagonal = own if extra is None else own + extra
         self._found: Tensor | None = None
 
@@ -143,7 +146,7 @@ class Wide:
         end = 0
         for rows in self.parts():
             start, end = end, end + len(rows)
-            yield rows, self.share[start:end]
+            yield rows, self.share[start:end].to(rows.device)
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -157,10 +160,12 @@ class Wide:
         out = -self.mean[:, None] * (self.mean @ other)
         if self.extra is not None:
             out += self.extra[:, None] * other
-        single = other.float()
         for rows, weights in self._rows():
-            product = rows.float() @ single
-            out += rows.float().T @ (weights[:, None].float() * product)
+            # a GPU's single precision may be TF32, whose three digits are too few
+            dtype = torch.float32 if rows.device.type == "cpu" else torch.float64
+            part = rows.to(dtype)
+            product = part @ other.to(rows.device, dtype)
+            out += (part.T @ (weights[:, None].to(dtype) * product)).cpu()
         return out
 
     def leading(self, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

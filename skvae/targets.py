@@ -152,7 +152,10 @@ class Stored:
         """An epoch of so many batches; all processes give as many."""
         targets, weights = self.targets.to(device), self.weights.to(device, torch.float32)
         hinted = hints(self)  # they depend on nothing that is trained
-        index, at_once = self.index.to(device), GATHERED // max(targets.shape[1], drawn)
+        index, cells = self.index.to(device), GATHERED
+        if device != "cpu":  # what is sent there waits for what it does
+            cells *= 64
+        at_once = cells // max(targets.shape[1], drawn)
 
         def read() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
             for n, order in shuffled(len(self), n_batches, generator, at_once):

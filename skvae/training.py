@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .recording import Recording
 from .world import ALONE, World
 
 MAX_RECOVERIES = 5  # times that one fit may go back to its best weights after a non-finite loss
@@ -66,12 +67,16 @@ class Rows:
         the tensors that training needs, of which batches are slices.
     backward : callable
         ``backward(epoch, *slices)``: a batch's mean loss; its gradient is left in the parameters'.
+    steady : float, default=inf
+        Epoch from which it depends on the slices and parameters alone, does nothing but compute
+        with tensors, and never waits for their values: a GPU may then record it.
     """
 
     n_rows: int
     n_batches: int
     read: Callable[[], Iterator[tuple[int, tuple[Tensor, ...]]]]
     backward: Callable[..., Tensor]
+    steady: float = math.inf
 
     @classmethod
     def stored(
@@ -92,13 +97,13 @@ class Rows:
 
         return cls(n_rows, n_batches, read, backward)
 
-    def batches(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """An epoch's batches, their sizes beside them; of few rows, some may be empty."""
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """An epoch's batches; of few rows, some may be empty."""
         for n_batches, part in self.read():
             # sizes differ by one at most: the last batch is never a crumb
             cuts = even_cuts(len(part[0]), n_batches)
             sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
-            yield from zip(sizes, zip(*(t.split(sizes) for t in part), strict=True), strict=True)
+            yield from zip(*(t.split(sizes) for t in part), strict=True)
 
 
 def shuffled(
@@ -181,6 +186,7 @@ class Trainer:
         self.n_penalised = sum(p.numel() for p in parameters if id(p) in chosen)
         self.flat = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.grad = self.flat.grad = torch.zeros_like(self.flat)
+        self.on_cpu = self.flat.device.type == "cpu"
         offset = 0
         for p in parameters:
             part = slice(offset, offset + p.numel())
@@ -195,7 +201,10 @@ class Trainer:
         self.iterate = self.flat.clone()
         self.squares = torch.full_like(self.flat, TINY**2)
         self.n_steps, self.total, self.age = 0, 0.0, 0
-        size = PART if self.flat.device.type == "cpu" else max(len(self.flat), 1)
+        self._recorded: tuple[Rows, Recording] | None = None  # it refers to tensors
+        precise = torch.float32 if self.flat.device.type == "mps" else torch.float64
+        self._losses = self.flat.new_zeros((), dtype=precise)
+        size = PART
         buffer = torch.empty_like(self.flat[:size])
         tensors = self.flat, self.grad, self.iterate, self.squares
         split = zip(*(tensor.split(size) for tensor in tensors), strict=True)
@@ -215,6 +224,16 @@ class Trainer:
         self.squares.copy_(state["squares"])
         self.n_steps, self.total = state["n_steps"], state["total"]
 
+    def _lengths(self) -> tuple[float, float, float]:
+        """How far the next step goes, which is counted: rise, between and rate of `_step`."""
+        self.n_steps += 1
+        rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
+        weight = self.n_steps**LATENESS * rate**2
+        self.total += weight
+        rise = weight / self.total
+        rate *= math.sqrt(1 - SQUARES**self.n_steps)
+        return rise, rate * (1 - NEARNESS * (1 - rise)), rate
+
     def _step(self) -> None:
         """Move the iterate along the gradient, the average towards it, and go between them.
 
@@ -223,18 +242,14 @@ class Trainer:
         lies ``flat``. The average itself is not kept: it follows from the other two, and each
         tensor more costs a pass through memory.
         """
-        self.n_steps += 1
         if self.age == AGE:
             self._renew()
         self.age += 1
-        rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
-        weight = self.n_steps**LATENESS * rate**2
-        self.total += weight
+        rise, between, rate = self._lengths()
         # new squares grow instead of old ones shrinking: one pass over them less
         unit = SQUARES**self.age
-        share, rise = (1 - SQUARES) / unit, weight / self.total
-        rate *= math.sqrt((1 - SQUARES**self.n_steps) / unit)
-        between = rate * (1 - NEARNESS * (1 - rise))
+        share = (1 - SQUARES) / unit
+        between, rate = between / math.sqrt(unit), rate / math.sqrt(unit)
         self._clip()
         for pulled, part in zip(self._pulled, self._parts, strict=True):
             flat, grad, iterate, squares, root = part
@@ -245,13 +260,27 @@ class Trainer:
             flat.lerp_(iterate, rise).addcdiv_(grad, root, value=-between)
             iterate.addcdiv_(grad, root, value=-rate)
 
+    def _step_by(self, lengths: Tensor) -> None:
+        """`_step`, of lengths (3,) that lie where the parameters do.
+
+        A GPU that has to be told numbers cannot record it; passes over memory cost it little.
+        """
+        rise, between, rate = lengths.unbind()
+        self._clip()
+        if self.alpha:
+            self.grad[: self.n_penalised].add_(self.flat[: self.n_penalised], alpha=self.alpha)
+        self.squares.mul_(SQUARES).addcmul_(self.grad, self.grad, value=1 - SQUARES)
+        direction = self.grad / self.squares.sqrt().clamp_min_(TINY)
+        self.flat.lerp_(self.iterate, rise).addcmul_(direction, between, value=-1)
+        self.iterate.addcmul_(direction, rate, value=-1)
+
     def _clip(self) -> None:
         """Scale the gradient down where it is too long."""
         if self.max_grad_norm == math.inf:
             return
         norm = torch.linalg.vector_norm(self.grad)
         # on other devices than the CPU, asking for the number would wait for the step's end
-        if self.grad.device.type != "cpu" or not float(norm) <= self.max_grad_norm:
+        if not self.on_cpu or not float(norm) <= self.max_grad_norm:
             self.grad.mul_((self.max_grad_norm / norm).clamp_max(1.0))
 
     def _renew(self) -> None:
@@ -277,31 +306,63 @@ class Trainer:
         """One pass over the rows in random order; the mean loss."""
         self.module.train()
         torch.lerp(self.iterate, self.flat, NEARNESS, out=self.flat)
-        losses, sizes, world = [], [], self.world
-        with _no_denormals():
-            for size, batch in rows.batches():
-                n = size
-                if world.n_workers > 1:
-                    own = world.part(size)
-                    n, batch = own.stop - own.start, tuple(t[own] for t in batch)
-                if n:
-                    losses.append(rows.backward(epoch, *batch))
-                    sizes.append(n)
-                else:
-                    self.grad.zero_()
-                if world.n_workers > 1:
-                    self.grad.mul_(n / world.batch_size(size, rows.n_rows / rows.n_batches))
-                    world.sum_(self.grad)
-                self._step()
+        total = self._pass_on_cpu(rows, epoch) if self.on_cpu else self._pass_on_gpu(rows, epoch)
         self._renew()
         torch.lerp(self.iterate, self.flat, 1 / NEARNESS, out=self.flat)
         self.module.eval()
         for tensor in self._tensors():
-            world.lead_(tensor)  # statistics that a module keeps; the others are equal
-        means = torch.stack(losses or [self.flat.sum() * 0]).detach().double()
-        total = means @ means.new_tensor(sizes or [0])
-        world.sum_(total)
+            self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
+        self.world.sum_(total)
         return float(total) / rows.n_rows
+
+    def _pass_on_cpu(self, rows: Rows, epoch: int) -> Tensor:
+        """The steps of an epoch; the sum of this process's losses."""
+        losses, sizes = [], []
+        with _no_denormals():
+            for batch in rows.batches():
+                loss, n = self._find_gradient(rows, epoch, batch)
+                losses.append(loss)
+                sizes.append(n)
+                self._step()
+        means = torch.stack(losses).detach().double()
+        return means @ means.new_tensor(sizes)
+
+    def _pass_on_gpu(self, rows: Rows, epoch: int) -> Tensor:
+        """The same, without waiting for any number."""
+        lengths = torch.tensor([self._lengths() for _ in range(rows.n_batches)]).to(self.flat)
+
+        def as_it_is(lengths: Tensor, *batch: Tensor) -> None:
+            loss, n = self._find_gradient(rows, epoch, batch)
+            self._losses.add_(loss.detach(), alpha=n)
+            self._step_by(lengths)
+
+        step: Callable[..., None] = as_it_is
+        if epoch >= rows.steady and self.world.n_workers == 1:
+            if self._recorded is None or self._recorded[0] is not rows:
+                self._recorded = rows, Recording(as_it_is)
+            step = self._recorded[1]
+        self._losses.zero_()
+        for now, batch in zip(lengths, rows.batches(), strict=True):
+            step(now, *batch)
+        return self._losses.clone()
+
+    def _find_gradient(
+        self, rows: Rows, epoch: int, batch: tuple[Tensor, ...]
+    ) -> tuple[Tensor, int]:
+        """That of a batch, over all processes; the mean loss of the rows that are this one's."""
+        n = size = len(batch[0])
+        world = self.world
+        if world.n_workers > 1:
+            own = world.part(size)
+            n, batch = own.stop - own.start, tuple(t[own] for t in batch)
+        if n:
+            loss = rows.backward(epoch, *batch)
+        else:
+            loss = self.grad.zero_().sum()
+        if world.n_workers > 1:
+            self.grad.mul_(n / world.batch_size(size, rows.n_rows / rows.n_batches))
+            world.sum_(self.grad)
+        return loss, n
 
     def replay(self, rows: Rows, path: list[float]) -> bool:
         """Train for ``len(path)`` epochs at these learning rates, as an earlier fit did.

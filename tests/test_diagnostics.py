@@ -1,15 +1,11 @@
 """What a fitted model says about itself, against closed forms."""
 
-import math
-
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_iris, load_wine
 from sklearn.decomposition import PCA
 
 from skvae import VAETransformer
-from skvae.fitting import _mean_and_error
 
 WINE = load_wine().data
 SCALED = (WINE - WINE.mean(0)) / WINE.std(0)
@@ -60,15 +56,6 @@ def test_the_gain_is_that_of_held_out_rows_over_the_start():
         starts.append(vae.best_validation_score_ - vae.linear_gain_)
     assert starts[0] == pytest.approx(starts[1], abs=1e-3)
     assert VAETransformer(2, max_iter=0, **options).fit(WINE).linear_gain_ is None
-
-
-def test_weighted_means_and_their_errors():
-    values = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
-    equal = torch.full((3,), 1 / 3, dtype=torch.float64)
-    mean, error = _mean_and_error(values, equal)
-    assert mean == pytest.approx(7 / 3)
-    assert error == pytest.approx(np.std(values.numpy(), ddof=1) / math.sqrt(3))
-    assert _mean_and_error(values[:1], torch.ones(1, dtype=torch.float64)) == (1.0, math.inf)
 
 
 def test_partial_fit_and_no_held_out_rows_know_no_gain():

@@ -911,7 +911,7 @@ def test_partial_fit_takes_the_present_learning_rate():
 
 
 def test_a_score_that_only_fell_asks_for_no_more_epochs(monkeypatch):
-    monkeypatch.setattr(skvae.fitting.Fit, "_judge", lambda self, *args: next(falling))
+    monkeypatch.setattr(skvae.judging, "judge", lambda *args: next(falling))
     falling = (torch.full((15,), float(-i)) for i in range(1000))
     quick(max_iter=3).fit(X)  # a warning would be an error
 
@@ -931,7 +931,7 @@ def test_interruption_of_a_later_training_keeps_the_first(training, monkeypatch)
         return original(self, rows, number)
 
     monkeypatch.setattr(trainer, "epoch", epoch)
-    monkeypatch.setattr(skvae.fitting, "_proven", lambda gains: True)
+    monkeypatch.setattr(skvae.judging, "proven", lambda gains: True)
     estimator = quick(n_components=1, max_iter=30, n_iter_no_change=30, learning_rate_init=2e-2)
     estimator.set_params(noise="isotropic")
     with pytest.warns(ConvergenceWarning, match="Interrupted"):

@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multinomial, norm, poisson, wilcoxon
+from scipy.stats import multinomial, norm, poisson
 from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 
 import skvae.fitting
 from skvae import VAETransformer
-from skvae.families import gaussian_part
-from skvae.fitting import PROOF, _proven
 from skvae.linear import factor_analysis, weighted_pca
-from skvae.targets import Stored
 
 DATA = {"iris": (load_iris, 2), "wine": (load_wine, 2), "diabetes": (load_diabetes, 5)}
 UNFINISHED = pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning")
@@ -295,56 +292,7 @@ def test_networks_of_ones_own_start_silent_on_both_sides_and_train():
     assert vae.set_params(max_iter=25).fit(X).score(others) > before + 0.3
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_held_out_rows_are_judged_at_the_spread_that_suits_them(mixed, monkeypatch):
-    """The ELBO of each row at the common spread that is best for all by their shares."""
-    random, X = np.random.default_rng(0), correlated(60)
-    frame = pytest.importorskip("pandas").DataFrame(X, columns=list("abcd"))
-    if mixed:
-        frame.insert(1, "flag", X[:, 0] > 0)
-    vae = VAETransformer(2, max_iter=0, random_state=0, precision_power=0.5).fit(frame)
-    fit, model = vae._fit, vae._fit.mean
-    targets = torch.from_numpy(model.likelihood.standardize(vae._columns.encode(frame)))
-    share = torch.from_numpy(random.dirichlet(np.full(60, 0.3)))
-    noise = torch.from_numpy(random.normal(size=(3, 60, 2)))
-    data = Stored(targets, share, torch.zeros(60), gaps=False)
-    judged = fit._judge(model, data, share, noise, None)
-    monkeypatch.setattr(skvae.fitting, "GATHERED", 1)  # row by row
-    torch.testing.assert_close(fit._judge(model, data, share, noise, None), judged)
-
-    part, columns = gaussian_part(model.likelihood)
-    with torch.no_grad():
-        mean, log_var = model.posterior(targets)
-        z = mean + (0.5 * log_var).exp() * noise
-        raw = model.decoder(z.reshape(-1, 2)).reshape(3, 60, -1)
-        error = (targets[:, columns] - raw[..., model.likelihood.n_inputs - 4 :]).square()
-        part.common.copy_((share @ (error / part.base.exp()).mean((0, 2))).log())
-        elbo = model.likelihood.log_prob(raw, targets).sum(-1).mean(0)
-        elbo -= model.prior.kl(mean, log_var).sum(-1)
-    torch.testing.assert_close(judged, elbo)
-
-
 # ---------------------------------------------------------------- the encoder's network on trial
-
-
-def test_what_proves_that_rows_gain():
-    gains = torch.linspace(0.1, 1.0, 11)
-    assert _proven(gains)
-    assert not _proven(gains[:4])  # 2 ** -4 is no proof, and Student's is 0.01
-    assert not _proven(-gains)
-    for nothing in (torch.zeros(11), torch.zeros(1), torch.ones(1), torch.zeros(0)):
-        assert not _proven(nothing)
-    assert _proven(torch.ones(3))
-    gains[3] = -1e6  # one wild row is no proof of the contrary, where there are enough others
-    assert not _proven(gains)
-    assert _proven(torch.cat([gains, gains.abs().clamp_max(1.0), gains.abs().clamp_max(2.0)]))
-    others = torch.linspace(-1.0, 0.5, 11)
-    others[3] = 1e6  # nor is it one
-    assert not _proven(others)
-    # some rows gain much and as many lose a little: no matter for signs, but for the mean
-    both = torch.cat([torch.linspace(8, 13, 19), torch.linspace(-1.8, 0, 20)])
-    assert wilcoxon(both.numpy(), alternative="greater").pvalue > PROOF
-    assert _proven(both)
 
 
 @UNFINISHED
@@ -383,7 +331,7 @@ def test_the_model_is_trained_anew_on_all_rows(proven, monkeypatch):
         return original(self, rows, path)
 
     monkeypatch.setattr(skvae.fitting.Trainer, "replay", replay)
-    monkeypatch.setattr(skvae.fitting, "_proven", lambda gains: proven)
+    monkeypatch.setattr(skvae.judging, "proven", lambda gains: proven)
     vae = small(1, learning_rate_init=0.02, noise="isotropic", max_iter=20).fit(X)
     best = int(np.argmax(vae.validation_scores_)) + 1
     assert replays == [(100, best, {proven})]
@@ -398,7 +346,7 @@ def test_where_the_encoder_is_not_on_trial(monkeypatch):
     X = bent(100, 0)
     options = {"learning_rate_init": 0.02, "noise": "isotropic", "max_iter": 20}
     trials = []
-    monkeypatch.setattr(skvae.fitting, "_proven", lambda gains: trials.append(len(gains)))
+    monkeypatch.setattr(skvae.judging, "proven", lambda gains: trials.append(len(gains)))
     assert small(1, **options).fit(X).linear_encoder_
     assert trials == [10]  # the held-out rows
     assert not small(1, init="random", **options).fit(X).linear_encoder_
