@@ -5,7 +5,6 @@ machine: `fit` has each worker write its partitions to files (`skvae.partitions`
 task on each, which reads them as its rows and trains in a world of processes (`skvae.world`).
 """
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -679,8 +678,7 @@ class _Fleet:
         """The futures' results; `_Lost`, with None for what is lost, where a worker is gone."""
         try:
             while pending := [f for f in futures if not f.done()]:
-                with contextlib.suppress(TimeoutError):
-                    distributed.wait(pending, timeout=0.5, return_when="FIRST_COMPLETED")
+                _pause(pending)
                 if any(f.status == "error" for f in futures):
                     self._rest(futures, addresses, set())  # nothing goes on behind our back
                 self._raise_errors(futures)
@@ -703,9 +701,10 @@ class _Fleet:
         """What workers that are there come to, within reasonable time."""
         others = [f for f, a in zip(futures, addresses, strict=True) if a not in gone]
         end = time.monotonic() + PATIENCE
-        while any(not f.done() for f in others) and time.monotonic() < end:
-            with contextlib.suppress(TimeoutError):
-                distributed.wait(others, timeout=0.5)
+        while pending := [f for f in others if not f.done()]:
+            if time.monotonic() > end:
+                break
+            _pause(pending)
             here = self._addresses()
             others = [
                 f
@@ -745,6 +744,17 @@ class _Fleet:
             RuntimeWarning,
             stacklevel=5,
         )
+
+
+def _pause(futures: Sequence[Any]) -> None:
+    """Until one of them is done, but half a second at most.
+
+    ``distributed.wait`` would raise, and leave what it knows of its callers to the garbage
+    collector: rows and models of past fits would stay on the workers.
+    """
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end and not any(f.done() for f in futures):
+        time.sleep(0.01)
 
 
 # -------------------------------------------------------------------- on workers

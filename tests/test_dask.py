@@ -1,5 +1,6 @@
 """A model of a cluster's rows: equal to that of one machine, and workers that die."""
 
+import gc
 import os
 import pickle
 import signal
@@ -380,7 +381,16 @@ def no_files_are_left(client):
 
 
 def test_nothing_is_left_behind(client):
-    DaskVAETransformer(max_iter=2, **QUICK).fit(da.from_array(CURVED, chunks=(1500, 12)))
+    gc.collect()
+    gc.disable()
+    try:
+        X = client.persist(da.from_array(CURVED, chunks=(1500, 12)))
+        DaskVAETransformer(max_iter=5, **QUICK).fit(X)
+        del X
+        time.sleep(0.1)
+        assert not client.futures  # neither rows nor results wait for a collection
+    finally:
+        gc.enable()
     assert no_files_are_left(client)
 
 
