@@ -53,6 +53,7 @@ ORDER = [
     "plot_time_series.py",
     "plot_few_labels.py",
     "plot_own_parts.py",
+    "plot_grid_on_dask.py",
 ]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
