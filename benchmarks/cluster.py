@@ -19,6 +19,7 @@ Run it with
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import threading
@@ -286,6 +287,8 @@ def _watch(dask_worker: Any) -> None:
 def memory(options: argparse.Namespace) -> str:
     """Return what a fit of so many gigabytes took on two workers of limited memory."""
     gigabytes, limit = options.gigabytes, options.limit
+    for name in ALLOCATOR:  # Dask leaves them behind, for the next workers
+        os.environ.pop(name.rpartition(".")[2], None)
     n_columns, chunk = 100, 50_000
     n_rows = int(gigabytes * 2**30 / 4 / n_columns / chunk) * chunk
     with tempfile.TemporaryDirectory() as folder:

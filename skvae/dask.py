@@ -46,7 +46,7 @@ COPIED = 2**22  # cells: of no more than these, each worker gets all
 HELD = 0.25  # share of a worker's memory that its rows may take; more are read from files
 ROWS_A_WORKER = 1024  # of a batch: with fewer, workers spend more time on talking than on products
 LEAST_STEPS = 64  # of an epoch, with batch_size="auto"
-SAMPLED = 0.1  # share of a worker's memory that a sample of a stream may take
+ROOM = 0.05  # share that a stream's sample may take, and about what is read of it at a time
 RETRIES = 3  # times that a fit may lose workers
 PATIENCE = 60.0  # seconds that the others get to say how far they came
 TIMEOUT = 600.0  # seconds that workers wait for each other; dask's config has "skvae.timeout"
@@ -453,7 +453,7 @@ class _Plan:
     named: dict[str, Any]
     go_on: bool
     kind: str  # "copied", "held" or "streamed" rows
-    sample: int  # cells of a stream's sample
+    room: int  # cells that a stream may hold
     size: int
     timeout: float
 
@@ -656,7 +656,7 @@ class _Fleet:
             most = ROWS_A_WORKER * size
             parameters["batch_size"] = max(256, min(most, in_all // LEAST_STEPS))
         parameters["max_iter"] = max(parameters["max_iter"] - n_iter, 0)
-        sample = int(SAMPLED * min(limits.values(), default=2**30)) // width
+        room = int(ROOM * min(limits.values(), default=2**30)) // width
         plan = _Plan(
             f"skvae-{uuid4().hex}",
             parameters,
@@ -666,7 +666,7 @@ class _Fleet:
             named,
             go_on,
             kind,
-            sample,
+            room,
             size,
             self.timeout,
         )
@@ -869,7 +869,7 @@ def _meet(plan: _Plan, rank: int, device: str) -> Group | None:
 def _rows(plan: _Plan, files: Files, world: World) -> DistinctRows | StreamedRows:
     schema, weights = coded(plan.schema), files.weights
     if plan.kind == "streamed":
-        return StreamedRows(schema, files, weights, world=world, sample=plan.sample)
+        return StreamedRows(schema, files, weights, world=world, room=plan.room)
     T, weights = files[:], np.ones(len(files)) if weights is None else weights
     if plan.kind == "copied" and isinstance(world, Group):
         T, weights = (world.gather(torch.from_numpy(each)).numpy() for each in (T, weights))

@@ -18,7 +18,7 @@ from .targets import Stored
 Floats = NDArray[np.float64]
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 LEFT_OUT = 1_000  # rows that components should be left out of, at most
-WEIGHED = 64  # rows whose importance weights are looked at
+WEIGHED = 32  # rows whose importance weights are looked at
 WORKSPACE = 2**20  # numbers that one array may hold
 FEW_POINTS = 0.05  # share of a score's points below which it is called degenerate
 

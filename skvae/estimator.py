@@ -463,8 +463,7 @@ class VAETransformer(
     def _train(self, fit: Fit, rows: AnyRows, on_epoch: OnEpoch, go_on: bool) -> None:
         """Fit to these rows, and write what is known then."""
         data = fit.run(rows, on_epoch, go_on)
-        self._finish(fit, data)
-        self._describe(data)
+        self._describe(self._finish(fit, data), data)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit on one batch of rows: one pass, and no held-out rows.
@@ -647,8 +646,8 @@ class VAETransformer(
 
         return on_epoch
 
-    def _finish(self, fit: Fit, data: Stored | Streamed) -> None:
-        """Write the fitted attributes."""
+    def _finish(self, fit: Fit, data: Stored | Streamed) -> VAE:
+        """Write the fitted attributes, and return the model in single precision."""
         # means over so many rows say enough
         some = data.head(max(DESCRIBED // self.n_features_in_, 1))
         self._fit = fit
@@ -683,14 +682,15 @@ class VAETransformer(
             with np.errstate(over="ignore", under="ignore"):  # units beyond 1e154 or below 1e-154
                 variance[normal_columns] *= part.scale**2
             self.noise_variance_ = variance
+        return module
 
-    def _describe(self, data: Stored | Streamed) -> None:
+    def _describe(self, module: VAE, data: Stored | Streamed) -> None:
         """Write the attributes that cost many times a pass over the few rows of a batch."""
         some = data.head(LEFT_OUT)
-        self.explained_share_ = explained_share(self._module(np.dtype(np.float32)), some)
+        self.explained_share_ = explained_share(module, some)
         if self.beta > 0:
-            points = self._points(self.n_score_samples, self._score_seed)
-            self.score_efficiency_ = efficiency(self.module_, some, *points)
+            points = self._points(self.n_score_samples, self._score_seed, np.float32)
+            self.score_efficiency_ = efficiency(module, some, *points)
 
     def summary(self) -> str:
         """What is worth knowing about the fit, in words.

@@ -199,8 +199,8 @@ class StreamedRows:
         ``check(T, first_row)`` of each block; may raise.
     world : World, default=ALONE
         The processes that have the other rows.
-    sample : int
-        Cells of the sample, at most.
+    room : int
+        Cells that may be in memory of the sample, and of the rows that are read at a time.
 
     Attributes
     ----------
@@ -219,9 +219,9 @@ class StreamedRows:
         weights: Floats | None = None,
         check: Callable[[Floats, int], None] | None = None,
         world: World = ALONE,
-        sample: int = SAMPLE,
+        room: int = SAMPLE,
     ) -> None:
-        self.schema, self.X, self.world = schema, X, world
+        self.schema, self.X, self.world, self.room = schema, X, world, room
         self.n_rows, self.n_columns = X.shape
         self.n_in_all = int(world.sum(np.float64(self.n_rows)))
         self.weights = None
@@ -229,7 +229,7 @@ class StreamedRows:
             self.weights = weights / (world.sum(weights.sum()) / self.n_in_all)
         self._height = max(1, min(CHUNK_CELLS // self.n_columns, self.n_rows // LEAST_CHUNKS))
         self.n_chunks = -(-self.n_rows // self._height)
-        size = min(self.n_rows, max(min(sample, SAMPLE) // self.n_columns, 2))
+        size = min(self.n_rows, max(min(room, SAMPLE) // self.n_columns, 2))
         random = np.random.default_rng(0)
         cells = np.empty((size, self.n_columns), dtype=X.dtype)
         sampled = np.ones(size)

@@ -199,6 +199,11 @@ class Streamed:
         return self.n_rows
 
     @property
+    def _window(self) -> int:
+        """Cells of one."""
+        return min(WINDOW, self.rows.room)
+
+    @property
     def world(self) -> World:
         """The processes that have the other rows."""
         return self.sample.world
@@ -216,7 +221,7 @@ class Streamed:
     def split(self, n_rows: int, generator: torch.Generator) -> tuple["Streamed", Stored]:
         """The rows but for those of random chunks, about so many, of a window at most."""
         order = self.chunks[torch.randperm(len(self.chunks), generator=generator)]
-        n_rows = min(n_rows, WINDOW // self.rows.n_columns)
+        n_rows = min(n_rows, self._window // self.rows.n_columns)
         n_chunks = min(math.ceil(n_rows / len(self) * len(order)), len(order) - 1)
         if n_rows and n_chunks == 0:
             raise ValueError(
@@ -236,15 +241,15 @@ class Streamed:
         self, n_batches: int, generator: torch.Generator, device: str, hints: Hints, drawn: int = 1
     ) -> Reader:
         """An epoch of so many batches; all processes give as many."""
-        n_windows = min(math.ceil(len(self) * self.rows.n_columns / WINDOW), n_batches)
+        n_windows = min(math.ceil(len(self) * self.rows.n_columns / self._window), n_batches)
         cuts = even_cuts(n_batches, n_windows)
 
         def read() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
             order = self.chunks[torch.randperm(len(self.chunks), generator=generator)]
             for number, chunks in enumerate(order.tensor_split(n_windows)):
-                window = self._read(chunks)
                 n = cuts[number + 1] - cuts[number]
-                yield from window.reader(n, generator, device, hints, drawn)()
+                # without a name, so that one window goes before the next one comes
+                yield from self._read(chunks).reader(n, generator, device, hints, drawn)()
 
         return read
 

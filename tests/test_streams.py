@@ -2,6 +2,7 @@
 
 import mmap
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -99,6 +100,12 @@ def epoch(data, seed=0, n_batches=190):
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
+def epoch_batches(data, n_batches=190):
+    generator = torch.Generator().manual_seed(0)
+    for _, batch in data.reader(n_batches, generator, "cpu", lambda rows: None)():
+        yield batch
+
+
 # ---------------------------------------------------------------- what is large
 
 
@@ -111,6 +118,31 @@ def test_what_is_large(tmp_path):
 
 
 # ---------------------------------------------------------------- rows and chunks
+
+
+def test_no_more_is_in_memory_than_there_is_room_for(monkeypatch):
+    """Of the sample, of a window, and of held-out rows; and one window at a time."""
+    rows = StreamedRows(Columns.read(X, "auto", None), X, None, room=1_000)
+    assert len(rows.sample) == 250
+    data = Streamed(
+        rows, Identity(), Stored(torch.zeros(1, 4), torch.ones(1), torch.ones(1), False)
+    )
+    read, windows = data._read, []
+
+    def watched(self, chunks, *args):
+        assert all(window() is None for window in windows)
+        window = read(chunks, *args)
+        if not args:
+            windows.append(weakref.ref(window))
+        sizes.append(window.targets.numel())
+        return window
+
+    sizes = []
+    monkeypatch.setattr(Streamed, "_read", watched)
+    rest, held_out = data.split(2_000, torch.Generator().manual_seed(0))
+    n_rows = sum(len(batch[0]) for batch in epoch_batches(rest))
+    assert n_rows == len(rest) == len(X) - len(held_out)
+    assert len(windows) > 10 and max(sizes) <= 1_000 + 128  # chunks are not cut
 
 
 def test_chunks_cover_all_rows_once():
