@@ -5,19 +5,21 @@ machine: `fit` has each worker write its partitions to files (`skvae.partitions`
 task on each, which reads them as its rows and trains in a world of processes (`skvae.world`).
 """
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import inspect
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
@@ -165,8 +167,7 @@ class DaskVAETransformer(VAETransformer):
             start = self._resumed(settings) if go_on else None
             partitions = _partitions(X, sample_weight)
             self._see(X, reset=not go_on)
-            client = self._client()
-            with _Fleet(client, partitions, parameters) as fleet:
+            with self._cluster() as client, _Fleet(client, partitions, parameters) as fleet:
                 schema = fleet.stage()
                 if not go_on:
                     self._columns = schema
@@ -188,16 +189,26 @@ class DaskVAETransformer(VAETransformer):
         super().partial_fit(X, y, sample_weight)
         return self
 
-    def _client(self) -> Any:
+    @contextlib.contextmanager
+    def _cluster(self) -> Iterator[Any]:
+        """The client. A task that fits leaves its thread to the tasks of the fit meanwhile."""
         if self.client is not None:
-            return self.client
+            yield self.client
+            return
         try:
-            return distributed.get_client()
-        except ValueError as error:
-            raise ValueError(
-                "There is no Dask client: make one, distributed.Client(), before fit, or pass one "
-                "as client."
-            ) from error
+            distributed.get_worker()
+        except ValueError:
+            try:
+                client = distributed.get_client()
+            except ValueError as error:
+                raise ValueError(
+                    "There is no Dask client: make one, distributed.Client(), before fit, or pass "
+                    "one as client."
+                ) from error
+            yield client
+        else:
+            with distributed.worker_client() as client:
+                yield client
 
     def _parameters(self) -> dict[str, Any]:
         """Those of `VAETransformer`."""
@@ -261,6 +272,13 @@ class DaskVAETransformer(VAETransformer):
         """Mean of q(z | x) for each row: an array of shape (n_samples, n_components)."""
         if not is_dask_collection(X):
             return super().transform(X)
+        chosen = getattr(self, "_sklearn_output_config", {})
+        container = chosen.get("transform", get_config()["transform_output"])
+        if container != "default":
+            raise ValueError(
+                f"transform_output={container!r} would compute all of a Dask collection: leave it "
+                'at "default" for these, or pass rows in memory.'
+            )
         return self._lazy("transform", X, (self._n_columns_out(),))
 
     def posterior(self, X: Any) -> Any:
@@ -292,7 +310,8 @@ class DaskVAETransformer(VAETransformer):
         else:
             weights = sample_weight.values if hasattr(sample_weight, "values") else sample_weight
             total = (scores * weights).sum(), weights.sum()
-        nats, weight = self._client().gather(self._client().compute(list(total)))
+        with self._cluster() as client:
+            nats, weight = client.gather(client.compute(list(total)))
         return float(nats) / float(weight)
 
     def impute(self, X: Any, n_draws: int | None = None, random_state: Any = None) -> Any:
@@ -691,7 +710,10 @@ class _Fleet:
                 if gone:
                     raise _Lost(gone, self._rest(futures, addresses, gone))
             self._raise_errors(futures)
-            return self._gathered(futures, addresses)
+            found = self._results(futures, addresses)
+            if None in found:
+                raise _Lost(set(addresses) - set(self._addresses()), found)
+            return found
         except BaseException as error:
             if not isinstance(error, KeyboardInterrupt):
                 self.client.cancel(list(futures), force=True)
@@ -712,14 +734,28 @@ class _Fleet:
                 if f.done() or a in here
                 if a not in gone
             ]
-        return [f.result() if f.status == "finished" else None for f in futures]
+        return self._results(futures, addresses)
 
-    def _gathered(self, futures: Sequence[Any], addresses: Sequence[str]) -> list[Any]:
-        """Results that are done, unless a worker took its own along."""
-        try:
-            return list(self.client.gather(list(futures)))
-        except (distributed.CancelledError, distributed.KilledWorker, OSError) as error:
-            raise _Lost(set(addresses) - set(self._addresses()), [None] * len(futures)) from error
+    def _results(self, futures: Sequence[Any], addresses: Sequence[str]) -> list[Any]:
+        """What is done, and None for what is not, or what a worker took along."""
+        return [
+            self._result(future, address) if future.status == "finished" else None
+            for future, address in zip(futures, addresses, strict=True)
+        ]
+
+    def _result(self, future: Any, address: str) -> Any:
+        # of a worker that is gone, the scheduler would wait for another one of its address
+        wait = 5.0
+        while wait < 2 * self.timeout:
+            try:
+                return future.result(timeout=wait)
+            except (distributed.CancelledError, distributed.KilledWorker):
+                return None
+            except OSError:  # a timeout is one; large results may take their time
+                if address not in self._addresses():
+                    return None
+                wait *= 2
+        return None
 
     def _raise_errors(self, futures: Sequence[Any]) -> None:
         """What went wrong on a worker that is there."""
