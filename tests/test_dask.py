@@ -318,6 +318,10 @@ def test_more_that_is_refused(client, fitted):
         vae.transform(dd.from_pandas(pd.DataFrame(CURVED).rename(columns=str), npartitions=1))
     with pytest.raises(TypeError, match=r"X has chunks of scipy\.sparse"):
         DaskVAETransformer().fit(X.map_blocks(csr_matrix))
+    as_pandas = DaskVAETransformer(max_iter=0, **QUICK).fit(X).set_output(transform="pandas")
+    with pytest.raises(ValueError, match="transform_output='pandas' would compute all of a Dask"):
+        as_pandas.transform(X)
+    assert isinstance(as_pandas.transform(CURVED[:3]), pd.DataFrame)
 
 
 def test_without_a_client_it_says_what_to_do(monkeypatch):
@@ -477,6 +481,47 @@ def test_what_kills_each_worker_is_an_error_not_a_hang(own_client):
     with pytest.warns(RuntimeWarning), pytest.raises((ConnectionError, distributed.KilledWorker)):
         vae.fit(X)
     assert not hasattr(vae, "module_")
+
+
+class Held:
+    """A finished future whose result does not come, or only at the third time."""
+
+    status = "finished"
+
+    def __init__(self, times):
+        self.times, self.waits = times, []
+
+    def result(self, timeout):
+        self.waits.append(timeout)
+        if len(self.waits) < self.times:
+            raise TimeoutError
+        return "result"
+
+
+def test_the_result_of_a_worker_that_is_gone_is_not_waited_for(client):
+    fleet = skvae_dask._Fleet(client, [], {})
+    gone, slow = Held(100), Held(3)
+    here = next(iter(client.scheduler_info()["workers"]))
+    assert fleet._results([gone, slow], ["tcp://127.0.0.1:1", here]) == [None, "result"]
+    assert gone.waits == [5.0]
+    assert slow.waits == [5.0, 10.0, 20.0]
+    fleet.timeout = 20.0
+    silent = Held(100)
+    assert fleet._results([silent], [here]) == [None]
+    assert silent.waits == [5.0, 10.0, 20.0]
+
+
+def test_a_task_may_fit_and_score(client):
+    def fit():
+        X = da.from_array(CURVED, chunks=(1500, 12))
+        vae = DaskVAETransformer(max_iter=2, **QUICK).fit(X)
+        return vae.to_local(), vae.score(X)
+
+    # on a worker of one thread, which the fit needs, too
+    local, score = client.submit(fit, pure=False).result(timeout=120)
+    here = DaskVAETransformer(max_iter=2, **QUICK).fit(da.from_array(CURVED, chunks=(1500, 12)))
+    assert score == pytest.approx(local.score(CURVED), abs=1e-5)
+    assert score == pytest.approx(here.score(CURVED), abs=1e-5)
 
 
 def test_ctrl_c_keeps_the_best_weights_so_far(client, monkeypatch):
