@@ -10,6 +10,8 @@ import copy
 import dataclasses
 import hashlib
 import inspect
+import os
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -175,7 +177,8 @@ class DaskVAETransformer(VAETransformer):
                     raise ValueError("X has other columns than the fit to go on from.")
                 fleet.check(self._columns, go_on)
                 fit = self._fresh(settings) if start is None else start
-                fitted = fleet.train(fit, self._columns, self._score_seed, self._named(), go_on)
+                with _turn(client) if settings.own_parts else contextlib.nullcontext():
+                    fitted = fleet.train(fit, self._columns, self._score_seed, self._named(), go_on)
             own = set(parameters) | {"client"}
             self.__dict__.update({k: v for k, v in vars(fitted).items() if k not in own})
             self._fit.settings = dataclasses.replace(self._fit.settings, device="cpu")
@@ -458,6 +461,21 @@ def _partitions(X: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
 
 
 # -------------------------------------------------------------------- on the caller's side
+
+
+@contextlib.contextmanager
+def _turn(client: Any) -> Iterator[None]:
+    """One fit at a time in the whole cluster, of those whose parts take torch's global generator.
+
+    A process has one. Two fits that each had it on one worker would wait for each other on another.
+    """
+    with client.as_current():
+        turn = distributed.Semaphore(max_leases=1, name="skvae-own-parts")
+    turn.acquire()
+    try:
+        yield
+    finally:
+        turn.release()
 
 
 @dataclasses.dataclass
@@ -848,6 +866,8 @@ def _member(plan: _Plan, rank: int, parts: list[Part]) -> Any:
     try:
         fit.settings = Settings.checked(plan.parameters)
         group = _meet(plan, rank, fit.settings.device)
+        if group is not None and fit.settings.own_parts:
+            _check_apart(group)
         files = Files(parts, vae.n_features_in_)
         rows = _rows(plan, files, ALONE if group is None else group)
         if rank:
@@ -900,6 +920,18 @@ def _meet(plan: _Plan, rank: int, device: str) -> Group | None:
         raise ConnectionError(f"Member {rank} does not find the first one: {error}") from error
     nccl = device.startswith("cuda") and of_torch.is_nccl_available()
     return Group(store, rank, plan.size, plan.timeout, nccl, host)
+
+
+def _check_apart(group: Group) -> None:
+    """Refuse members that share a process, and with it torch's global generator."""
+    here = hashlib.sha256(f"{socket.gethostname()} {os.getpid()}".encode()).digest()
+    each = group.gather(torch.frombuffer(bytearray(here[:8]), dtype=torch.int64))
+    if len(each.unique()) < len(each):
+        raise ValueError(
+            "Networks and priors of your own draw from torch's global generator, of which a "
+            "process has one, but workers share a process: start them as processes, "
+            "Client(processes=True), or take one worker of several threads."
+        )
 
 
 def _rows(plan: _Plan, files: Files, world: World) -> DistinctRows | StreamedRows:

@@ -544,8 +544,7 @@ class Fit:
             weight = weight / len(batch)
             return model.backward(batch, noise, weight, beta, hints, s.free_bits)
 
-        ours = s.network == "mlp" and s.encoder is None and s.decoder is None and s.dropout == 0
-        plain = ours and isinstance(s.prior, str)
+        plain = s.network == "mlp" and s.dropout == 0 and not s.own_parts
         steady = max(0, s.kl_warmup - before) if plain and s.device.startswith("cuda") else math.inf
         return Rows(n_rows, n_batches, read, backward, steady)
 
@@ -763,8 +762,7 @@ class Fit:
     @contextlib.contextmanager
     def _randomness(self, seed: int) -> Iterator[None]:
         """For users' networks: torch's global generator with a seed of ours, and put back after."""
-        s = self.settings
-        if s.encoder is None and s.decoder is None and isinstance(s.prior, str):
+        if not self.settings.own_parts:
             yield
             return
         with self._forked(seed):

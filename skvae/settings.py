@@ -69,6 +69,12 @@ class Settings:
     max_grad_norm: float
     device: str
 
+    @property
+    def own_parts(self) -> bool:
+        """Whether there are parts of the user's own, which may draw from torch's generator."""
+        own = self.encoder is not None or self.decoder is not None
+        return own or not isinstance(self.prior, str)
+
     @classmethod
     def checked(cls, parameters: dict[str, Any]) -> Self:
         """From the estimator's parameters, all of which are checked, those of inference too."""

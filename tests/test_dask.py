@@ -1,5 +1,6 @@
 """A model of a cluster's rows: equal to that of one machine, and workers that die."""
 
+import functools
 import gc
 import os
 import pickle
@@ -21,6 +22,7 @@ import dask
 import dask.array as da
 import dask.dataframe as dd
 import distributed
+import torch
 from scipy.sparse import csr_matrix
 
 from skvae import VAETransformer
@@ -50,10 +52,10 @@ def client():
 
 
 @pytest.fixture
-def own_client():
-    """Of a cluster whose workers may die."""
-    with cluster() as client:
-        yield client
+def mortal(client):
+    """The same, whose workers may die: others take their places."""
+    yield client
+    client.wait_for_workers(2, timeout=60)
 
 
 def cluster(**options):
@@ -88,7 +90,7 @@ KINDS = {"count": "poisson"}
 
 def test_digits_are_fitted_as_on_one_machine(client):
     train, test = DIGITS[:1300], DIGITS[1300:]
-    params = QUICK | {"max_iter": 30}
+    params = QUICK | {"max_iter": 12}
     X = da.from_array(train, chunks=(400, 40))
     vae = DaskVAETransformer(**params).fit(X)
     alone = VAETransformer(**params).fit(train)
@@ -146,19 +148,30 @@ def unknown(X):
     return dd.from_pandas(pd.DataFrame(X), npartitions=3).to_dask_array()
 
 
+@functools.cache
+def fitted_alone(n_rows, max_iter):
+    params = QUICK | {"n_components": 3, "batch_size": 128}
+    return VAETransformer(max_iter=max_iter, **params).fit(CURVED[:n_rows])
+
+
 @pytest.mark.parametrize(
-    "chunks",
-    [(2400,), (100, 2300), (0, 1200, 0, 1200), (300,) * 8, "unknown"],
-    ids=["one", "uneven", "empty", "many", "unknown"],
+    ("chunks", "copied"),
+    [
+        ((2400,), 0),
+        ((100, 2300), 0),
+        ((100, 2300), 2**22),
+        ((0, 1200, 0, 1200), 0),
+        ((300,) * 8, 2**22),
+        ("unknown", 0),
+    ],
+    ids=["one", "uneven", "uneven, copied", "empty", "many, copied", "unknown"],
 )
-@pytest.mark.parametrize("copied", [0, 2**22])
 def test_each_row_weighs_the_same_however_they_lie(client, monkeypatch, chunks, copied):
     monkeypatch.setattr(skvae_dask, "COPIED", copied)
     train, test = CURVED[:2400], CURVED[2400:]
     X = unknown(train) if chunks == "unknown" else da.from_array(train, chunks=(chunks, 12))
     params = QUICK | {"n_components": 3, "max_iter": 5, "batch_size": 128}
-    vae = DaskVAETransformer(**params).fit(X)
-    alone = VAETransformer(**params).fit(train)
+    vae, alone = DaskVAETransformer(**params).fit(X), fitted_alone(2400, 5)
     assert vae.score(test) == pytest.approx(alone.score(test), abs=0.1)
     Z = vae.transform(X)
     assert isinstance(Z, da.Array)
@@ -360,6 +373,36 @@ def test_two_fits_at_once_do_not_meet(client):
     assert [found[seed] for seed in seeds] == wanted
 
 
+def linear(n_in, n_out):
+    return torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(n_in, n_out))
+
+
+def test_fits_with_own_networks_take_turns(client):
+    """Each has torch's global generator to itself on all workers, or on none."""
+    X = da.from_array(CURVED, chunks=(1500, 12))
+    found = []
+
+    def fit():
+        vae = DaskVAETransformer(max_iter=3, encoder=linear, client=client, **QUICK)
+        found.append(vae.fit(X).loss_curve_)
+
+    threads = [threading.Thread(target=fit) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(found) == 2 and found[0] == found[1]
+
+
+def test_own_networks_need_processes_of_their_own(monkeypatch):
+    options = {"processes": False, "n_workers": 2, "dashboard_address": None}
+    with distributed.Client(set_as_default=False, **options) as threads:
+        vae = DaskVAETransformer(max_iter=3, encoder=linear, client=threads, **QUICK)
+        with pytest.raises(ValueError, match=r"workers share a process: start them as processes"):
+            vae.fit(da.from_array(CURVED, chunks=(1500, 12)))
+        assert vae.set_params(encoder=None).fit(da.from_array(CURVED, chunks=(1500, 12))).n_iter_
+
+
 def test_a_grid_is_searched_by_the_cluster(client):
     from joblib import parallel_config
     from sklearn.model_selection import GridSearchCV
@@ -412,9 +455,9 @@ def after(seconds, act):
 
 
 @pytest.mark.parametrize("copied", [0, 2**22])
-def test_a_worker_that_dies_in_training_is_survived(own_client, monkeypatch, copied):
+def test_a_worker_that_dies_in_training_is_survived(mortal, monkeypatch, copied):
     monkeypatch.setattr(skvae_dask, "COPIED", copied)
-    pids = list(own_client.run(os.getpid).values())
+    pids = list(mortal.run(os.getpid).values())
     train, test = CURVED[:2400], CURVED[2400:]
     X = da.from_array(train, chunks=(600, 12))
     params = QUICK | {"n_components": 3, "batch_size": 64}
@@ -436,7 +479,7 @@ def test_a_worker_that_dies_in_training_is_survived(own_client, monkeypatch, cop
     assert len(epochs) <= 40 + 20
     again = DaskVAETransformer(max_iter=2, **QUICK).fit(X)
     assert np.isfinite(again.score(test))
-    assert no_files_are_left(own_client)
+    assert no_files_are_left(mortal)
 
 
 def slowly(part):
@@ -444,8 +487,8 @@ def slowly(part):
     return part
 
 
-def test_a_worker_that_dies_in_the_start_is_survived(own_client):
-    pids = list(own_client.run(os.getpid).values())
+def test_a_worker_that_dies_in_the_start_is_survived(mortal):
+    pids = list(mortal.run(os.getpid).values())
     X = da.from_array(CURVED, chunks=(750, 12)).map_blocks(slowly)
     timer = after(1.5, lambda: kill(pids[1]))
     with pytest.warns(RuntimeWarning, match="was lost during fit"):
@@ -455,8 +498,8 @@ def test_a_worker_that_dies_in_the_start_is_survived(own_client):
     assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.05)
 
 
-def test_a_worker_that_dies_in_transform_is_made_up_for(own_client):
-    pids = list(own_client.run(os.getpid).values())
+def test_a_worker_that_dies_in_transform_is_made_up_for(mortal):
+    pids = list(mortal.run(os.getpid).values())
     vae = DaskVAETransformer(max_iter=2, **QUICK)
     vae.fit(da.from_array(CURVED, chunks=(1500, 12)))
     X = da.from_array(CURVED, chunks=(500, 12)).map_blocks(slowly)
@@ -473,7 +516,7 @@ def deadly(part):
     return part
 
 
-def test_what_kills_each_worker_is_an_error_not_a_hang(own_client):
+def test_what_kills_each_worker_is_an_error_not_a_hang(mortal):
     X = da.from_array(CURVED[:400], chunks=((100, 300), 12)).map_blocks(
         deadly, meta=np.empty((0, 0), np.float32)
     )

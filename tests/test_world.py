@@ -25,45 +25,52 @@ X[::7, 1] = np.nan
 CUT = 90  # processes have uneven parts
 
 
-def run(task, *args):
-    """What ``task(group, *args)`` returns in each of two processes."""
+@pytest.fixture(scope="module")
+def run():
+    """What ``task(group, *args)`` returns in each of two processes, as ``run(task, *args)``."""
     context = multiprocessing.get_context("spawn")
     store = distributed.TCPStore(
         "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60), wait_for_workers=False
     )
-    results = context.Queue()
+    results, tasks = context.Queue(), [context.Queue() for _ in range(2)]
     processes = [
-        context.Process(target=_member, args=(task, rank, store.port, results, args))
+        context.Process(target=_serve, args=(rank, store.port, tasks[rank], results))
         for rank in range(2)
     ]
     for process in processes:
         process.start()
-    found = {
-        rank: pickle.loads(told) for rank, told in (results.get(timeout=300) for _ in processes)
-    }
+
+    def run(task, *args):
+        for queue in tasks:
+            queue.put((task, args))
+        told = dict(results.get(timeout=300) for _ in processes)
+        found = {rank: pickle.loads(outcome) for rank, outcome in told.items()}
+        for outcome in found.values():
+            if isinstance(outcome, Exception):
+                raise outcome
+        return found[0], found[1]
+
+    yield run
+    for queue in tasks:
+        queue.put(None)
     for process in processes:
         process.join(60)
-        assert process.exitcode is not None
-    for outcome in found.values():
-        if isinstance(outcome, Exception):
-            raise outcome
-    return found[0], found[1]
+        assert process.exitcode == 0
 
 
-def _member(task, rank, port, results, args):
+def _serve(rank, port, tasks, results):
     torch.set_num_threads(1)
     store = distributed.TCPStore(
         "127.0.0.1", port, timeout=timedelta(seconds=60), wait_for_workers=False
     )
-    group = Group(store, rank, 2, timeout=60)
-    try:
-        outcome = task(group, *args)
-    except Exception as error:  # for the test that started this
-        outcome = error
-    # as bytes: torch would send handles of memory that goes away with this process
-    results.put((rank, pickle.dumps(outcome)))
-    results.close()
-    results.join_thread()
+    for number, (task, args) in enumerate(iter(tasks.get, None)):
+        group = Group(distributed.PrefixStore(f"task {number}", store), rank, 2, timeout=60)
+        try:
+            outcome = task(group, *args)
+        except Exception as error:  # for the test that asked for this
+            outcome = error
+        # as bytes: torch would send handles of memory that goes away with this process
+        results.put((rank, pickle.dumps(outcome)))
 
 
 def half(table, group):
@@ -92,7 +99,7 @@ def sums(group):
     }
 
 
-def test_what_processes_agree_on():
+def test_what_processes_agree_on(run):
     one, two = run(sums)
     assert one == two
     assert one == {
@@ -120,7 +127,7 @@ def moments(group):
     return np.array(location_and_scale(own, np.ones(len(own)), group))
 
 
-def test_location_and_scale_are_those_of_all_rows():
+def test_location_and_scale_are_those_of_all_rows(run):
     one, two = run(moments)
     np.testing.assert_array_equal(one, two)
     np.testing.assert_allclose(one, location_and_scale(X, np.ones(len(X))), rtol=1e-12)
@@ -170,7 +177,7 @@ def _gaussian(shift, scale, log):
     return Gaussian(shift, scale, log_var, "common", False, 0.01, log)
 
 
-def test_statistics_of_all_families_are_those_of_all_rows():
+def test_statistics_of_all_families_are_those_of_all_rows(run):
     one, two = run(likelihood_of)
     alone = likelihood_of(ALONE)
     assert one.keys() == alone.keys()
@@ -205,7 +212,7 @@ def check_equal(one, two):
         np.testing.assert_array_equal(value, two[0][name], err_msg=name)
 
 
-def test_the_start_is_that_of_all_rows():
+def test_the_start_is_that_of_all_rows(run):
     data = X[:, :3]
     one, two = run(fitted, data, {"max_iter": 0})
     check_equal(one, two)
@@ -220,14 +227,17 @@ def copies_fitted(group, data, params):
 
 @pytest.mark.filterwarnings("ignore:max_iter=")
 @pytest.mark.parametrize("kind", ["digits", "table", "dropout"])
-def test_processes_with_all_rows_fit_what_one_fits(kind):
+def test_processes_with_all_rows_fit_what_one_fits(run, kind):
     # a spread that varies with z costs whole nats where a test row's pixel was constant before:
     # rounding then decides on more than 0.1
-    params, data = {"noise": "homoscedastic"}, load_digits().data
+    params, data = {"noise": "homoscedastic", "max_iter": 12}, load_digits().data
     data = data[np.random.default_rng(0).permutation(len(data))]
     data, others = data[:1300], data[1300:]
     if kind == "table":
-        params = {"likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")}}
+        params = {
+            "likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")},
+            "max_iter": 12,
+        }
         data, others = table(700)[:500], table(700)[500:]
     elif kind == "dropout":
         params |= {"dropout": 0.1, "max_iter": 5, "n_components": 1}
@@ -242,9 +252,9 @@ def test_processes_with_all_rows_fit_what_one_fits(kind):
 
 
 @pytest.mark.filterwarnings("ignore:max_iter=")
-def test_processes_with_rows_of_their_own_fit_as_well_as_one():
+def test_processes_with_rows_of_their_own_fit_as_well_as_one(run):
     data = table(3000).drop(columns="code")
-    params = {"likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")}, "max_iter": 30}
+    params = {"likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")}, "max_iter": 10}
     one, two = run(fitted, data[:2000], params)
     check_equal(one, two)
     alone = VAETransformer(random_state=0, **params).fit(data[:2000])
@@ -272,7 +282,7 @@ def lost(group):
     return "went on", 0
 
 
-def test_a_lost_process_is_an_error_that_says_how_far_training_came():
+def test_a_lost_process_is_an_error_that_says_how_far_training_came(run):
     (message, n_iter), other = run(lost)
     assert message.startswith("Process 0 of 2 has lost another one: ")
     assert n_iter == 3 and other == ("gone", 3)
