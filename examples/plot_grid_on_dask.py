@@ -22,7 +22,7 @@ from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from skvae import VAETransformer
 
 client = distributed.Client(
-    processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None
+    processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
 )
 
 # %%

@@ -102,7 +102,7 @@ class DaskVAETransformer(VAETransformer):
     >>> from sklearn.datasets import load_iris
     >>> from skvae.dask import DaskVAETransformer
     >>> X = da.from_array(load_iris().data, chunks=(50, 4))
-    >>> with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+    >>> with Client(processes=False, n_workers=1, dashboard_address=":0") as client:
     ...     vae = DaskVAETransformer(2, random_state=0, client=client).fit(X)
     ...     Z = vae.transform(X)  # nothing is computed yet
     ...     Z.compute().shape

@@ -414,11 +414,11 @@ class Trainer:
         history = History()
         path: list[float] = []
         best = self._snapshot()
-        if evaluate is not None:
-            history.best_score = evaluate()
-        reference = history.best_score
         waited = recoveries = 0
         try:
+            if evaluate is not None:
+                history.best_score = evaluate()
+            reference = history.best_score
             while history.n_iter < max_iter:
                 loss = self.epoch(rows, history.n_iter)
                 path.append(self.learning_rate)

@@ -395,7 +395,7 @@ def test_fits_with_own_networks_take_turns(client):
 
 
 def test_own_networks_need_processes_of_their_own(monkeypatch):
-    options = {"processes": False, "n_workers": 2, "dashboard_address": None}
+    options = {"processes": False, "n_workers": 2, "dashboard_address": ":0"}
     with distributed.Client(set_as_default=False, **options) as threads:
         vae = DaskVAETransformer(max_iter=3, encoder=linear, client=threads, **QUICK)
         with pytest.raises(ValueError, match=r"workers share a process: start them as processes"):
@@ -516,7 +516,12 @@ def deadly(part):
     return part
 
 
-def test_what_kills_each_worker_is_an_error_not_a_hang(mortal):
+def test_what_kills_each_worker_is_an_error_not_a_hang():
+    with cluster():
+        ends_in_an_error()
+
+
+def ends_in_an_error():
     X = da.from_array(CURVED[:400], chunks=((100, 300), 12)).map_blocks(
         deadly, meta=np.empty((0, 0), np.float32)
     )
