@@ -119,7 +119,7 @@ def _sum_seconds(name: str, rank: int, n_times: int) -> float:
 def sum_seconds(client: distributed.Client, n_times: int = 100) -> float:
     """Return the same, of two workers."""
     name = f"benchmark-{time.time_ns()}"
-    addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    addresses = sorted(client.nthreads())
     futures = [
         client.submit(_sum_seconds, name, rank, n_times, workers=[address], pure=False)
         for rank, address in enumerate(addresses)

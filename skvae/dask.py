@@ -21,14 +21,15 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from sklearn import get_config
+from sklearn import clone, get_config
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 from . import columns
 from .checks import check_integer
 from .columns import Columns
-from .estimator import VAETransformer, _undone_on_failure
+from .estimator import VAETransformer, _has_density, _undone_on_failure
 from .fitting import Fit
 from .partitions import Files, Part, coded, merge, remove, stage
 from .rows import DistinctRows, StreamedRows
@@ -123,6 +124,15 @@ class DaskVAETransformer(VAETransformer):
         ]
     )
 
+    def __sklearn_clone__(self) -> Self:
+        """A clone that has the same client, which cannot be copied."""
+        parameters = {n: clone(value, safe=False) for n, value in self._parameters().items()}
+        cloned = type(self)(**parameters, client=self.client)
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if hasattr(self, name):
+                setattr(cloned, name, copy.deepcopy(getattr(self, name)))
+        return cloned
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "client": None}  # a connection cannot be kept
 
@@ -169,7 +179,8 @@ class DaskVAETransformer(VAETransformer):
             start = self._resumed(settings) if go_on else None
             partitions = _partitions(X, sample_weight)
             self._see(X, reset=not go_on)
-            with self._cluster() as client, _Fleet(client, partitions, parameters) as fleet:
+            names = list(X.columns) if isinstance(X, dd.DataFrame) else list(range(X.shape[1]))
+            with self._cluster() as client, _Fleet(client, partitions, parameters, names) as fleet:
                 schema = fleet.stage()
                 if not go_on:
                     self._columns = schema
@@ -196,6 +207,12 @@ class DaskVAETransformer(VAETransformer):
     def _cluster(self) -> Iterator[Any]:
         """The client. A task that fits leaves its thread to the tasks of the fit meanwhile."""
         if self.client is not None:
+            if not isinstance(self.client, distributed.Client):
+                raise TypeError(
+                    f"client must be a distributed.Client or None, got {self.client!r}."
+                )
+            if self.client.status != "running":
+                raise ValueError(f"client is {self.client.status}: pass one that is running.")
             yield self.client
             return
         try:
@@ -256,7 +273,7 @@ class DaskVAETransformer(VAETransformer):
         -------
         estimator : DaskVAETransformer
         """
-        lifted = cls(**estimator.get_params(deep=False), client=client)
+        lifted = cls(**estimator.get_params(deep=False) | {"client": client})
         lifted.__dict__.update({k: v for k, v in vars(estimator).items() if k != "client"})
         return lifted
 
@@ -284,6 +301,7 @@ class DaskVAETransformer(VAETransformer):
             )
         return self._lazy("transform", X, (self._n_columns_out(),))
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def posterior(self, X: Any) -> Any:
         """Mean and standard deviation of q(z | x): two arrays (n_samples, n_components)."""
         if not is_dask_collection(X):
@@ -291,32 +309,39 @@ class DaskVAETransformer(VAETransformer):
         both = self._lazy("_stacked_posterior", X, (2, self._n_columns_out()))
         return both[:, 0], both[:, 1]
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score_samples(self, X: Any) -> Any:
         """Log-density of each row, in nats: an array of shape (n_samples,)."""
         if not is_dask_collection(X):
             return super().score_samples(X)
         return self._lazy("score_samples", X, ())
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score_cells(self, X: Any) -> Any:
         """Log-density of each cell given the row's others: (n_samples, n_features)."""
         if not is_dask_collection(X):
             return super().score_cells(X)
-        return self._lazy("score_cells", X, (self.n_features_in_,))
+        check_is_fitted(self)
+        return self._lazy("score_cells", X, (self.n_features_in_,), np.float64)
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean log-density of rows, in nats, computed at once."""
         if not is_dask_collection(X):
             return super().score(X, y, sample_weight)
         scores = self.score_samples(X)
         if sample_weight is None:
-            total = scores.sum(), da.ones_like(scores).sum()
+            found = [delayed(_summed)(part) for part in scores.to_delayed()]
         else:
-            weights = sample_weight.values if hasattr(sample_weight, "values") else sample_weight
-            total = (scores * weights).sum(), weights.sum()
+            pairs = zip(scores.to_delayed(), _weight_parts(sample_weight, scores), strict=True)
+            found = [delayed(_summed)(*pair, i) for i, pair in enumerate(pairs)]
         with self._cluster() as client:
-            nats, weight = client.gather(client.compute(list(total)))
-        return float(nats) / float(weight)
+            nats, weight = np.sum(client.gather(client.compute(found)), axis=0)
+        if not weight > 0:
+            raise ValueError("X has no row of positive weight: there is nothing to score.")
+        return float(nats / weight)
 
+    @available_if(_has_density)  # type: ignore[untyped-decorator]
     def impute(self, X: Any, n_draws: int | None = None, random_state: Any = None) -> Any:
         """Fill missing cells by what the model expects there: a collection like X.
 
@@ -365,9 +390,10 @@ class DaskVAETransformer(VAETransformer):
         local.__dict__.pop("_fit", None)
         return delayed(local, pure=True, traverse=False)
 
-    def _lazy(self, method: str, X: Any, width: tuple[int, ...]) -> Any:
+    def _lazy(self, method: str, X: Any, width: tuple[int, ...], dtype: Any = None) -> Any:
         """An array of what the model's method gives for each partition: (n_samples, *width)."""
         check_is_fitted(self)
+        _collection(X)
         self._see(X, reset=False)
         model = self._model()
         if isinstance(X, dd.DataFrame):
@@ -381,7 +407,7 @@ class DaskVAETransformer(VAETransformer):
             ]
             return da.concatenate(parts, allow_unknown_chunksizes=True)
         X = _matrix(X)
-        dtype = _float(X.dtype)
+        dtype = dtype or _float(X.dtype)
         return X.map_blocks(
             _apply,
             model=model,
@@ -396,6 +422,7 @@ class DaskVAETransformer(VAETransformer):
 
     def _imputed(self, X: Any, n_draws: int | None, seed: int) -> Any:
         check_is_fitted(self)
+        _collection(X)
         self._see(X, reset=False)
         model = self._model()
         if isinstance(X, dd.DataFrame):
@@ -445,19 +472,33 @@ def _partitions(X: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
         )
     if sample_weight is None:
         return [(part, None) for part in parts]
+    return list(zip(parts, _weight_parts(sample_weight, parts), strict=True))
+
+
+def _weight_parts(sample_weight: Any, parts: Any) -> list[Any]:
+    """Delayed partitions of weights, as many as X has."""
     if not is_dask_collection(sample_weight):
         raise TypeError(
             f"sample_weight is {type(sample_weight).__name__}: pass a Dask array or Series with "
             "the partitions of X."
         )
-    weights = sample_weight.to_delayed()
-    weights = list(np.ravel(np.array(weights, dtype=object)))
-    if len(weights) != len(parts):
+    weights = list(np.ravel(np.array(sample_weight.to_delayed(), dtype=object)))
+    n_parts = len(parts) if isinstance(parts, list) else parts.npartitions
+    if len(weights) != n_parts:
         raise ValueError(
-            f"sample_weight has {len(weights)} partitions, but X has {len(parts)}: rechunk or "
+            f"sample_weight has {len(weights)} partitions, but X has {n_parts}: rechunk or "
             "repartition it."
         )
-    return list(zip(parts, weights, strict=True))
+    return weights
+
+
+def _collection(X: Any) -> None:
+    """Refuse Dask collections that are no tables."""
+    if not isinstance(X, da.Array | dd.DataFrame):
+        raise TypeError(
+            f"X is a Dask {type(X).__name__}: pass an Array or a DataFrame of shape "
+            "(n_samples, n_features)."
+        )
 
 
 # -------------------------------------------------------------------- on the caller's side
@@ -517,9 +558,14 @@ class _Fleet:
     """The workers that hold the rows of one fit, and what they hold."""
 
     def __init__(
-        self, client: Any, partitions: list[tuple[Any, Any]], parameters: dict[str, Any]
+        self,
+        client: Any,
+        partitions: list[tuple[Any, Any]],
+        parameters: dict[str, Any],
+        names: list[Any],
     ) -> None:
         self.client, self.partitions, self.parameters = client, partitions, parameters
+        self.names = names
         self.staged: dict[int, tuple[str, Part]] = {}  # of each partition, where it lies
         self.name, self.n_lost = f"skvae-{uuid4().hex}", 0
         self.timeout = float(dask.config.get("skvae.timeout", TIMEOUT))
@@ -531,12 +577,9 @@ class _Fleet:
         """Delete the files, on workers that are still there."""
         self.client.run(_remove, self.name, on_error="ignore")
 
-    def _workers(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
-        return found
-
     def _addresses(self) -> list[str]:
-        return sorted(self._workers())
+        # not of scheduler_info, which the client itself empties now and then
+        return sorted(self.client.nthreads())
 
     def _left(self) -> list[str]:
         """Workers that are there, or come back within reasonable time; at least one."""
@@ -566,6 +609,7 @@ class _Fleet:
                             i,
                             self.name,
                             self.parameters,
+                            self.names,
                             dask_key_name=f"skvae-stage-{i}-{uuid4().hex}",
                         )
                     )
@@ -676,11 +720,10 @@ class _Fleet:
             address, part = self.staged[i]
             if part.n_rows:
                 members.setdefault(address, []).append(part)
-        workers, d = self._workers(), len(schema.names)
-        size = len(members)
+        size, d = len(members), len(schema.names)
         n_rows = {a: sum(part.n_rows for part in parts) for a, parts in members.items()}
         in_all = sum(n_rows.values())
-        limits = {a: workers[a]["memory_limit"] or 2**62 for a in members if a in workers}
+        limits = self.client.run(_memory_limit, workers=list(members), on_error="ignore")
         # as they were read, and as float32 targets
         width = max(part.dtype.itemsize for parts in members.values() for part in parts) + 4
         held = all(
@@ -814,9 +857,17 @@ def _pause(futures: Sequence[Any]) -> None:
 # -------------------------------------------------------------------- on workers
 
 
-def _stage(X: Any, weights: Any, number: int, name: str, parameters: dict[str, Any]) -> Part:
+def _stage(
+    X: Any, weights: Any, number: int, name: str, parameters: dict[str, Any], names: list[Any]
+) -> Part:
     """Write partition ``number`` to this worker's own folder, for the fit of this name."""
     try:
+        its_names = list(X.columns) if hasattr(X, "columns") else list(range(X.shape[1]))
+        if its_names != names:
+            raise ValueError(
+                f"its columns are {its_names}, but those of X are {names}: map_partitions and "
+                "from_delayed trust the meta that they are given."
+            )
         if weights is not None:
             weights = _weights(np.asarray(weights, dtype=np.float64), len(X))
         schema = Columns.read(
@@ -845,6 +896,10 @@ def _check(schema: Columns, T: Any) -> None:
     checking = VAETransformer()
     checking._columns = schema
     checking._check(T)
+
+
+def _memory_limit(dask_worker: Any) -> int:
+    return dask_worker.memory_manager.memory_limit or 2**62
 
 
 def _remove(name: str, dask_worker: Any) -> None:
@@ -965,11 +1020,30 @@ def _apply(X: Any, model: VAETransformer, method: str, width: Any) -> Any:
     return getattr(model, method)(X)
 
 
-def _impute(X: Any, model: VAETransformer, n_draws: int | None, seed: int) -> Any:
+def _impute(
+    X: Any,
+    model: VAETransformer,
+    n_draws: int | None,
+    seed: int,
+    block_id: tuple[int, ...] | None = None,
+    partition_info: dict[str, Any] | None = None,
+) -> Any:
     if not len(X):
         return X
     if n_draws is None:
         return model.impute(X)
     # partitions draw differently, and the same each time that they are computed
-    content = hashlib.sha256(repr(X).encode()).digest()[:4]
-    return model.impute(X, 1, (seed + int.from_bytes(content, "little")) % 2**32)[0]
+    number = block_id[0] if block_id else (partition_info or {}).get("number", 0)
+    own = np.random.SeedSequence([seed, number]).generate_state(1)[0]
+    return model.impute(X, 1, int(own))[0]
+
+
+def _summed(scores: Any, weights: Any = None, number: int = 0) -> tuple[float, float]:
+    """Weighted sum of a partition's scores, and of its weights."""
+    if weights is None:
+        return float(scores.sum()), float(len(scores))
+    try:
+        weights = _weights(np.asarray(weights, dtype=np.float64), len(scores))
+    except ValueError as error:
+        raise ValueError(f"Partition {number}: {error}") from error
+    return float(scores @ weights), float(weights.sum())

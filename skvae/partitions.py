@@ -34,7 +34,7 @@ class Part:
     schema : Columns
         By which its categories have codes.
     seen : object
-        A few of its rows, in which each category occurs.
+        A few of its rows, in which each category occurs; the first one, at least.
     n_cells : dict of int
         Of each categorical column, those that are not missing.
     """
@@ -65,7 +65,7 @@ def stage(
     check(schema, T)
     n_cells = {j: int(np.isfinite(T[:, j]).sum()) for j in schema.levels}
     firsts = [np.unique(T[:, j], return_index=True)[1] for j in schema.levels]
-    rows = np.unique(np.concatenate([np.zeros(0, np.intp), *firsts]))
+    rows = np.unique(np.concatenate([np.arange(min(len(T), 1)), *firsts]))  # and its types
     seen = Columns.take(X, rows)
     if weights is not None:
         kept = weights > 0
@@ -79,8 +79,15 @@ def merge(parts: Sequence[Part], likelihood: Any, categorical_features: Any) -> 
     """The schema of all parts, whose codes are from now on its own.
 
     Categories are those of the whole table, in the order that they would have there.
+
+    Raises
+    ------
+    ValueError
+        Where a column is of one family in one part and of another in another one.
     """
-    seen = [part.seen for part in parts if len(part.seen)] or [parts[0].seen]
+    _check_kinds(parts)
+    filled = [part for part in parts if len(part.seen)]
+    seen = [part.seen for part in filled] or [parts[0].seen]
     if table_library(seen[0]) is None:
         together: Any = np.concatenate(seen)
     else:
@@ -93,10 +100,28 @@ def merge(parts: Sequence[Part], likelihood: Any, categorical_features: Any) -> 
         n_cells = sum(part.n_cells.get(j, 0) for part in parts)
         warn_of_identifiers(schema.names[j], _n_seen(together, j), n_cells)
         positions = {level: code for code, level in enumerate(levels.tolist())}
-        for part in parts:
+        for part in filled:
             old = part.schema.levels[j].tolist()
             part.recoded[j] = np.array([positions.get(level, np.nan) for level in old], dtype=float)
     return schema
+
+
+def _check_kinds(parts: Sequence[Part]) -> None:
+    first: dict[int, tuple[int, Part]] = {}
+    for number, part in enumerate(parts):
+        if not len(part.seen):
+            continue
+        for j, family in enumerate(part.schema.families):
+            at, other = first.setdefault(j, (number, part))
+            if other.schema.families[j] != family:
+                kinds = [
+                    f"{p.schema.families[j]} ({p.schema.dtypes[j]}) in partition {i}"
+                    for i, p in ((at, other), (number, part))
+                ]
+                raise ValueError(
+                    f"Column {part.schema.names[j]!r} is read as {kinds[0]} and as {kinds[1]}: "
+                    "convert it to one type with astype, or name its family in likelihood."
+                )
 
 
 def _n_seen(table: Any, j: int) -> int:
