@@ -144,6 +144,44 @@ def test_workers_with_rows_of_their_own_fit_as_well(client, monkeypatch, kind):
         assert scores[0] == pytest.approx(scores[1], abs=0.1)
 
 
+def test_how_workers_hold_rows_and_how_large_batches_are(client, monkeypatch):
+    X = da.zeros((30_000, 12), chunks=(5_000, 12), dtype=np.float32)
+    parameters = DaskVAETransformer(**QUICK)._parameters()
+    parts = skvae_dask._partitions(X, None)
+    with skvae_dask._Fleet(client, parts, parameters, list(range(12))) as fleet:
+        schema = fleet.stage()
+
+        def planned():
+            plan, members = fleet._plan(None, schema, 0, {}, False, 0)
+            assert [sum(part.n_rows for part in of) for of in members.values()] == [15_000] * 2
+            return plan
+
+        plan = planned()
+        assert plan.kind == "copied" and plan.parameters["batch_size"] == "auto"
+        monkeypatch.setattr(skvae_dask, "COPIED", 30_000 * 12 - 1)
+        plan = planned()
+        assert plan.kind == "held" and plan.parameters["batch_size"] == 30_000 // 64
+        monkeypatch.setattr(skvae_dask, "LEAST_STEPS", 2)
+        assert planned().parameters["batch_size"] == 2 * 1024
+        parameters["batch_size"] = 100
+        assert planned().parameters["batch_size"] == 100
+        least = min(
+            client.run(lambda dask_worker: dask_worker.memory_manager.memory_limit).values()
+        )
+        needed = 15_000 * 12 * (4 + 4)  # as they were read, and as targets
+        for share, kind in ((1.01, "held"), (0.99, "streamed")):
+            monkeypatch.setattr(skvae_dask, "HELD", share * needed / least)
+            plan = planned()
+            assert plan.kind == kind
+            assert plan.room == int(skvae_dask.ROOM * least) // 8
+
+
+def test_weights_that_differ_between_workers_would_be_noticed(client, monkeypatch):
+    monkeypatch.setattr(skvae_dask, "_digest", lambda vae: "of other weights")  # here, not there
+    with pytest.raises(RuntimeError, match="The workers ended with different weights"):
+        DaskVAETransformer(max_iter=1, **QUICK).fit(da.from_array(CURVED, chunks=(1500, 12)))
+
+
 def unknown(X):
     """The same rows, with sizes of chunks that Dask does not know."""
     return dd.from_pandas(pd.DataFrame(X), npartitions=3).to_dask_array()
