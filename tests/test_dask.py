@@ -53,10 +53,10 @@ def client():
 
 
 @pytest.fixture
-def mortal(client):
-    """The same, whose workers may die: others take their places."""
-    yield client
-    client.wait_for_workers(2, timeout=60)
+def mortal():
+    """Of a cluster of its own, whose workers may die."""
+    with cluster() as client:
+        yield client
 
 
 def cluster(**options):
@@ -483,8 +483,8 @@ def test_verbose_prints_here_and_once(client, capfd):
 
 def test_two_fits_at_once_do_not_meet(client):
     X = da.from_array(CURVED, chunks=(1500, 12))
-    params = {"max_iter": 5, "noise": "homoscedastic"}
-    seeds = range(3)
+    params = {"max_iter": 3, "noise": "homoscedastic"}
+    seeds = range(2)
     wanted = [DaskVAETransformer(random_state=s, **params).fit(X).loss_curve_ for s in seeds]
     found = {}
 
@@ -599,13 +599,13 @@ def test_a_worker_that_dies_in_training_is_survived(mortal, monkeypatch, copied)
 
     monkeypatch.setattr(skvae_dask, "print", lambda line: watch(line), raising=False)
     with pytest.warns(RuntimeWarning, match="was lost during fit. It goes on with"):
-        vae = DaskVAETransformer(verbose=1, **params).fit(X)
+        vae = DaskVAETransformer(verbose=1, client=mortal, **params).fit(X)
     alone = VAETransformer(**params).fit(train)
     assert vae.score(test) == pytest.approx(alone.score(test), abs=0.15)
     # it went on, not from the start
     assert vae.n_iter_ == 40 == len(vae.loss_curve_) == len(vae.validation_scores_)
     assert len(epochs) <= 40 + 20
-    again = DaskVAETransformer(max_iter=2, **QUICK).fit(X)
+    again = DaskVAETransformer(max_iter=2, client=mortal, **QUICK).fit(X)
     assert np.isfinite(again.score(test))
     assert no_files_are_left(mortal)
 
@@ -620,7 +620,7 @@ def test_a_worker_that_dies_in_the_start_is_survived(mortal):
     X = da.from_array(CURVED, chunks=(750, 12)).map_blocks(slowly)
     timer = after(1.5, lambda: kill(pids[1]))
     with pytest.warns(RuntimeWarning, match="was lost during fit"):
-        vae = DaskVAETransformer(max_iter=2, **QUICK).fit(X)
+        vae = DaskVAETransformer(max_iter=2, client=mortal, **QUICK).fit(X)
     timer.join()
     alone = VAETransformer(max_iter=2, **QUICK).fit(CURVED)
     assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.05)
@@ -628,7 +628,7 @@ def test_a_worker_that_dies_in_the_start_is_survived(mortal):
 
 def test_a_worker_that_dies_in_transform_is_made_up_for(mortal):
     pids = list(mortal.run(os.getpid).values())
-    vae = DaskVAETransformer(max_iter=2, **QUICK)
+    vae = DaskVAETransformer(max_iter=2, client=mortal, **QUICK)
     vae.fit(da.from_array(CURVED, chunks=(1500, 12)))
     X = da.from_array(CURVED, chunks=(500, 12)).map_blocks(slowly)
     timer = after(1.5, lambda: kill(pids[0]))
@@ -644,16 +644,11 @@ def deadly(part):
     return part
 
 
-def test_what_kills_each_worker_is_an_error_not_a_hang():
-    with cluster():
-        ends_in_an_error()
-
-
-def ends_in_an_error():
+def test_what_kills_each_worker_is_an_error_not_a_hang(mortal):
     X = da.from_array(CURVED[:400], chunks=((100, 300), 12)).map_blocks(
         deadly, meta=np.empty((0, 0), np.float32)
     )
-    vae = DaskVAETransformer(max_iter=2, **QUICK)
+    vae = DaskVAETransformer(max_iter=2, client=mortal, **QUICK)
     with pytest.warns(RuntimeWarning), pytest.raises((ConnectionError, distributed.KilledWorker)):
         vae.fit(X)
     assert not hasattr(vae, "module_")
