@@ -31,7 +31,20 @@ from .checks import check_integer
 from .columns import Columns
 from .estimator import VAETransformer, _has_density, _undone_on_failure
 from .fitting import Fit
-from .partitions import Files, Part, coded, merge, remove, stage
+from .partitions import (
+    Files,
+    Part,
+    apply,
+    checked_weights,
+    coded,
+    float_of,
+    impute,
+    matrix,
+    merge,
+    remove,
+    stage,
+    summed,
+)
 from .rows import DistinctRows, StreamedRows
 from .settings import Settings
 from .world import ALONE, Copies, Group, World
@@ -331,10 +344,10 @@ class DaskVAETransformer(VAETransformer):
             return super().score(X, y, sample_weight)
         scores = self.score_samples(X)
         if sample_weight is None:
-            found = [delayed(_summed)(part) for part in scores.to_delayed()]
+            found = [delayed(summed)(part) for part in scores.to_delayed()]
         else:
             pairs = zip(scores.to_delayed(), _weight_parts(sample_weight, scores), strict=True)
-            found = [delayed(_summed)(*pair, i) for i, pair in enumerate(pairs)]
+            found = [delayed(summed)(*pair, i) for i, pair in enumerate(pairs)]
         with self._cluster() as client:
             nats, weight = np.sum(client.gather(client.compute(found)), axis=0)
         if not weight > 0:
@@ -367,17 +380,17 @@ class DaskVAETransformer(VAETransformer):
         model = self._model()
         if self._columns.library is None:
             return Z.rechunk({1: -1}).map_blocks(
-                _apply,
+                apply,
                 model=model,
                 method="inverse_transform",
                 width=(self.n_features_in_,),
-                dtype=_float(Z.dtype),
+                dtype=float_of(Z.dtype),
                 chunks=(Z.chunks[0], (self.n_features_in_,)),
-                meta=np.empty((0, 0), _float(Z.dtype)),
+                meta=np.empty((0, 0), float_of(Z.dtype)),
             )
         example = super().inverse_transform(np.zeros((1, self._n_columns_out()))).iloc[:0]
         parts = Z.rechunk({1: -1}).to_delayed().ravel()
-        inverted = [delayed(_apply)(p, model, "inverse_transform", example) for p in parts]
+        inverted = [delayed(apply)(p, model, "inverse_transform", example) for p in parts]
         return dd.from_delayed(inverted, meta=example, verify_meta=False)
 
     def _n_columns_out(self) -> int:
@@ -399,17 +412,17 @@ class DaskVAETransformer(VAETransformer):
         if isinstance(X, dd.DataFrame):
             parts = [
                 da.from_delayed(
-                    delayed(_apply)(part, model, method, width),
+                    delayed(apply)(part, model, method, width),
                     shape=(np.nan, *width),
                     meta=np.empty((0,) * (1 + len(width))),
                 )
                 for part in X.to_delayed()
             ]
             return da.concatenate(parts, allow_unknown_chunksizes=True)
-        X = _matrix(X)
-        dtype = dtype or _float(X.dtype)
+        X = matrix(X)
+        dtype = dtype or float_of(X.dtype)
         return X.map_blocks(
-            _apply,
+            apply,
             model=model,
             method=method,
             width=width,
@@ -427,10 +440,10 @@ class DaskVAETransformer(VAETransformer):
         model = self._model()
         if isinstance(X, dd.DataFrame):
             # unknown categories and widened numbers: what cells hold is X's own
-            return X.map_partitions(_impute, model=model, n_draws=n_draws, seed=seed, meta=X._meta)
-        X = _matrix(X)
+            return X.map_partitions(impute, model=model, n_draws=n_draws, seed=seed, meta=X._meta)
+        X = matrix(X)
         return X.map_blocks(
-            _impute,
+            impute,
             model=model,
             n_draws=n_draws,
             seed=seed,
@@ -439,32 +452,12 @@ class DaskVAETransformer(VAETransformer):
         )
 
 
-def _matrix(X: Any) -> Any:
-    """An array of whole rows of floats."""
-    if X.ndim != 2:
-        raise ValueError(f"X has shape {X.shape}: reshape it to (n_samples, n_features).")
-    if not isinstance(X._meta, np.ndarray):
-        kind = f"{type(X._meta).__module__}.{type(X._meta).__name__}"
-        raise TypeError(
-            f"X has chunks of {kind}: convert them, X.map_blocks(lambda chunk: chunk.toarray())."
-        )
-    if np.dtype(X.dtype).kind not in "fiub":
-        raise TypeError(f"X holds {X.dtype}: convert it to numbers, float32 for example.")
-    if X.dtype not in (np.float32, np.float64):
-        X = X.astype(np.float64)
-    return X.rechunk({1: -1})
-
-
-def _float(dtype: Any) -> Any:
-    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
-
-
 def _partitions(X: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
     """Delayed partitions of X and of the weights."""
     if isinstance(X, dd.DataFrame):
         parts = list(X.to_delayed())
     elif isinstance(X, da.Array):
-        parts = _matrix(X).to_delayed().ravel().tolist()
+        parts = matrix(X).to_delayed().ravel().tolist()
     else:
         raise TypeError(
             f"X is {type(X).__name__}, and fit takes Dask arrays and DataFrames. Fit what is in "
@@ -737,18 +730,9 @@ class _Fleet:
             parameters["batch_size"] = max(256, min(most, in_all // LEAST_STEPS))
         parameters["max_iter"] = max(parameters["max_iter"] - n_iter, 0)
         room = int(ROOM * min(limits.values(), default=2**30)) // width
+        name, wait = f"skvae-{uuid4().hex}", self.timeout
         plan = _Plan(
-            f"skvae-{uuid4().hex}",
-            parameters,
-            fit,
-            schema,
-            score_seed,
-            named,
-            go_on,
-            kind,
-            room,
-            size,
-            self.timeout,
+            name, parameters, fit, schema, score_seed, named, go_on, kind, room, size, wait
         )
         return plan, members
 
@@ -869,7 +853,7 @@ def _stage(
                 "from_delayed trust the meta that they are given."
             )
         if weights is not None:
-            weights = _weights(np.asarray(weights, dtype=np.float64), len(X))
+            weights = checked_weights(np.asarray(weights, dtype=np.float64), len(X))
         schema = Columns.read(
             X, parameters["likelihood"], parameters["categorical_features"], whole=False
         )
@@ -877,18 +861,6 @@ def _stage(
         return stage(X, weights, schema, folder, name, _check)
     except (ValueError, TypeError) as error:
         raise type(error)(f"Partition {number}: {error}") from error
-
-
-def _weights(weights: Any, n_rows: int) -> Any:
-    if weights.shape != (n_rows,):
-        raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n_rows},).")
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        wrong = int(np.argmin(np.where(np.isfinite(weights), weights, -np.inf)))
-        raise ValueError(
-            f"sample_weight must be finite and not negative, but holds {weights[wrong]} "
-            f"(row {wrong})."
-        )
-    return weights
 
 
 def _check(schema: Columns, T: Any) -> None:
@@ -1007,43 +979,3 @@ def _digest(vae: VAETransformer) -> str:
         found.update(name.encode())
         found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
     return found.hexdigest()
-
-
-def _apply(X: Any, model: VAETransformer, method: str, width: Any) -> Any:
-    """What a method gives for one partition, of which nothing may be left."""
-    if not len(X):
-        if not isinstance(width, tuple):
-            return width  # an example
-        return np.empty((0, *width), getattr(X, "dtype", np.float64))
-    if method == "_stacked_posterior":
-        return np.stack(model.posterior(X), axis=1)
-    return getattr(model, method)(X)
-
-
-def _impute(
-    X: Any,
-    model: VAETransformer,
-    n_draws: int | None,
-    seed: int,
-    block_id: tuple[int, ...] | None = None,
-    partition_info: dict[str, Any] | None = None,
-) -> Any:
-    if not len(X):
-        return X
-    if n_draws is None:
-        return model.impute(X)
-    # partitions draw differently, and the same each time that they are computed
-    number = block_id[0] if block_id else (partition_info or {}).get("number", 0)
-    own = np.random.SeedSequence([seed, number]).generate_state(1)[0]
-    return model.impute(X, 1, int(own))[0]
-
-
-def _summed(scores: Any, weights: Any = None, number: int = 0) -> tuple[float, float]:
-    """Weighted sum of a partition's scores, and of its weights."""
-    if weights is None:
-        return float(scores.sum()), float(len(scores))
-    try:
-        weights = _weights(np.asarray(weights, dtype=np.float64), len(scores))
-    except ValueError as error:
-        raise ValueError(f"Partition {number}: {error}") from error
-    return float(scores @ weights), float(weights.sum())

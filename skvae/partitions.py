@@ -1,7 +1,7 @@
 """Partitions of a table that no one process holds: each becomes a file of T on its worker.
 
 `stage` writes a partition and says what is in it, `merge` finds the schema of all, and `Files` is
-what one worker has, read as one array.
+what one worker has, read as one array. Below are the methods of a model, for one partition each.
 """
 
 from collections.abc import Callable, Sequence
@@ -190,3 +190,78 @@ def coded(schema: Columns) -> Columns:
     """The schema of T itself: an array of numbers and of codes."""
     levels = {j: np.arange(float(len(found))) for j, found in schema.levels.items()}
     return Columns(schema.names, schema.families, None, [], levels)
+
+
+def matrix(X: Any) -> Any:
+    """An array of whole rows of floats."""
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {X.shape}: reshape it to (n_samples, n_features).")
+    if not isinstance(X._meta, np.ndarray):
+        kind = f"{type(X._meta).__module__}.{type(X._meta).__name__}"
+        raise TypeError(
+            f"X has chunks of {kind}: convert them, X.map_blocks(lambda chunk: chunk.toarray())."
+        )
+    if np.dtype(X.dtype).kind not in "fiub":
+        raise TypeError(f"X holds {X.dtype}: convert it to numbers, float32 for example.")
+    if X.dtype not in (np.float32, np.float64):
+        X = X.astype(np.float64)
+    return X.rechunk({1: -1})
+
+
+def float_of(dtype: Any) -> Any:
+    """The dtype of what methods give for such rows."""
+    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+
+
+def checked_weights(weights: Any, n_rows: int) -> Any:
+    """The weights of so many rows, unless they are none."""
+    if weights.shape != (n_rows,):
+        raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n_rows},).")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        wrong = int(np.argmin(np.where(np.isfinite(weights), weights, -np.inf)))
+        raise ValueError(
+            f"sample_weight must be finite and not negative, but holds {weights[wrong]} "
+            f"(row {wrong})."
+        )
+    return weights
+
+
+def apply(X: Any, model: Any, method: str, width: Any) -> Any:
+    """What a method gives for one partition, of which nothing may be left."""
+    if not len(X):
+        if not isinstance(width, tuple):
+            return width  # an example
+        return np.empty((0, *width), getattr(X, "dtype", np.float64))
+    if method == "_stacked_posterior":
+        return np.stack(model.posterior(X), axis=1)
+    return getattr(model, method)(X)
+
+
+def impute(
+    X: Any,
+    model: Any,
+    n_draws: int | None,
+    seed: int,
+    block_id: tuple[int, ...] | None = None,
+    partition_info: dict[str, Any] | None = None,
+) -> Any:
+    """A partition with its gaps filled, by means or by a draw."""
+    if not len(X):
+        return X
+    if n_draws is None:
+        return model.impute(X)
+    # partitions draw differently, and the same each time that they are computed
+    number = block_id[0] if block_id else (partition_info or {}).get("number", 0)
+    own = np.random.SeedSequence([seed, number]).generate_state(1)[0]
+    return model.impute(X, 1, int(own))[0]
+
+
+def summed(scores: Any, weights: Any = None, number: int = 0) -> tuple[float, float]:
+    """Weighted sum of a partition's scores, and of its weights."""
+    if weights is None:
+        return float(scores.sum()), float(len(scores))
+    try:
+        weights = checked_weights(np.asarray(weights, dtype=np.float64), len(scores))
+    except ValueError as error:
+        raise ValueError(f"Partition {number}: {error}") from error
+    return float(scores @ weights), float(weights.sum())
