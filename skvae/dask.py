@@ -192,8 +192,8 @@ class DaskVAETransformer(VAETransformer):
             start = self._resumed(settings) if go_on else None
             partitions = _partitions(X, sample_weight)
             self._see(X, reset=not go_on)
-            names = list(X.columns) if isinstance(X, dd.DataFrame) else list(range(X.shape[1]))
-            with self._cluster() as client, _Fleet(client, partitions, parameters, names) as fleet:
+            of = partitions, parameters, _names(X)
+            with self._cluster() as client, _Fleet(client, *of) as fleet:
                 schema = fleet.stage()
                 if not go_on:
                     self._columns = schema
@@ -463,9 +463,8 @@ def _partitions(X: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
             f"X is {type(X).__name__}, and fit takes Dask arrays and DataFrames. Fit what is in "
             "memory with VAETransformer, or split it: dask.array.from_array(X, chunks=...)."
         )
-    if sample_weight is None:
-        return [(part, None) for part in parts]
-    return list(zip(parts, _weight_parts(sample_weight, parts), strict=True))
+    weights = [None] * len(parts) if sample_weight is None else _weight_parts(sample_weight, parts)
+    return list(zip(parts, weights, strict=True))
 
 
 def _weight_parts(sample_weight: Any, parts: Any) -> list[Any]:
@@ -483,6 +482,11 @@ def _weight_parts(sample_weight: Any, parts: Any) -> list[Any]:
             "repartition it."
         )
     return weights
+
+
+def _names(X: Any) -> list[Any]:
+    """Of a table's columns; an array's numbers."""
+    return list(X.columns) if hasattr(X, "columns") else list(range(X.shape[1]))
 
 
 def _collection(X: Any) -> None:
@@ -846,8 +850,7 @@ def _stage(
 ) -> Part:
     """Write partition ``number`` to this worker's own folder, for the fit of this name."""
     try:
-        its_names = list(X.columns) if hasattr(X, "columns") else list(range(X.shape[1]))
-        if its_names != names:
+        if (its_names := _names(X)) != names:
             raise ValueError(
                 f"its columns are {its_names}, but those of X are {names}: map_partitions and "
                 "from_delayed trust the meta that they are given."

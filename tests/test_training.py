@@ -454,3 +454,17 @@ def test_small_numbers_are_zero_within_an_epoch_alone():
         finally:
             torch.set_flush_denormal(False)
     assert not any(seen)
+
+
+def test_a_process_that_is_lost_before_the_first_epoch_leaves_a_history():
+    """What a fit goes on from is asked of each such error."""
+    toy = Toy()
+    before = [p.detach().clone() for p in toy.parameters()]
+
+    def evaluate():
+        raise ConnectionError("lost")
+
+    with pytest.raises(ConnectionError, match="lost") as caught:
+        fit(Trainer(toy, 0.1), evaluate)
+    assert caught.value.history.n_iter == caught.value.history.best_iter == 0
+    assert all(torch.equal(p, old) for p, old in zip(toy.parameters(), before, strict=True))
