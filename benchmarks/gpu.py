@@ -1,15 +1,17 @@
 """Time a step of training on a GPU: recorded as a CUDA graph, one operation by one, and on the CPU.
 
-A step is the time of an epoch, of fits of many epochs less fits of few, over its number of batches.
-Run it with
+A step is the median time of a fit's epochs over its number of batches. The ways take turns, for
+several rounds; the table holds medians. Run it with
 
     python -m benchmarks.gpu --output gpu.md
 """
 
 import argparse
+import contextlib
 import math
 import sys
-import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,34 +19,28 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks import markdown_table, publish, seconds_of, versions
+from benchmarks import markdown_table, publish, take_turns, versions
 from benchmarks.datasets import nonlinear
-from benchmarks.peers import Network
-from skvae import VAETransformer
+from benchmarks.peers import Network, fit_skvae, run
 from skvae.training import Rows
 
-# rows, columns, network, rows of a batch, epochs of the longer fits
+# rows, columns, network, rows of a batch, epochs
 CASES = [
-    (1_797, 64, Network((64,), 2), 128, 42),
-    (20_000, 30, Network((64, 64), 8), 128, 9),
-    (60_000, 784, Network((512, 256), 32), 256, 7),
-    (60_000, 784, Network((512, 256), 32), 2_048, 13),
+    (1_797, 64, Network((64,), 2), 128, 20),
+    (20_000, 30, Network((64, 64), 8), 128, 5),
+    (60_000, 784, Network((512, 256), 32), 256, 5),
+    (60_000, 784, Network((512, 256), 32), 2_048, 9),
     (50_000, 2_000, Network((2_048, 1_024), 64), 1_024, 5),
 ]
-FEW_EPOCHS = 1
 ON_CPU = 100  # columns, of the cases that are also timed there
 
 
 def step(X: np.ndarray, device: str, batch_size: int, network: Network, n_epochs: int) -> float:
     """Return microseconds of a step."""
     options: dict[str, Any] = {"noise": "homoscedastic", "early_stopping": False}
-    hidden, k = network
-    vae = VAETransformer(k, hidden_layer_sizes=hidden, batch_size=batch_size, **options)
-    vae.set_params(device=device, random_state=0)
-    few, many = (
-        seconds_of(lambda n=n: vae.set_params(max_iter=n).fit(X)) for n in (FEW_EPOCHS, n_epochs)
-    )
-    return 1e6 * (many - few) / (n_epochs - FEW_EPOCHS) / -(-len(X) // batch_size)
+    fit = partial(fit_skvae, device=device, **options)
+    stamps = run(fit, X, network, 1 + n_epochs, batch_size, 0).stamps
+    return 1e6 * float(np.median(np.diff(stamps))) / -(-len(X) // batch_size)
 
 
 def one_by_one() -> Any:
@@ -58,25 +54,38 @@ def one_by_one() -> Any:
     return mock.patch.object(Rows, "__init__", init)
 
 
-def measure(device: str) -> str:
+@contextlib.contextmanager
+def in_tf32() -> Iterator[None]:
+    """Products in TF32 as long as the block takes."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def measure(device: str, rounds: int) -> str:
     """Return a table of microseconds a step."""
     found = []
     for n_rows, n_columns, network, batch_size, n_epochs in CASES:
         X = nonlinear(seed=0, n_rows=n_rows, n_columns=n_columns).astype(np.float32)
-        case = X, device, batch_size, network, n_epochs
-        step(X[: 4 * batch_size], *case[1:])  # what is done once
-        with one_by_one():
-            eager = step(*case)
-        recorded = step(*case)
-        torch.set_float32_matmul_precision("high")
-        tf32 = step(*case)
-        torch.set_float32_matmul_precision("highest")
-        on_cpu = step(X, "cpu", *case[2:]) if n_columns <= ON_CPU else math.nan
-        times = (f"{time:,.0f}" for time in (eager, recorded, tf32, on_cpu))
-        found.append((f"{n_rows:,} x {n_columns:,}", network.hidden, batch_size, *times))
+
+        def timed(context: Any, where: str, case: tuple[Any, ...]) -> float:
+            with context():
+                return step(case[0], where, *case[1:])
+
+        case = X, batch_size, network, n_epochs
+        timers = {
+            "one by one": partial(timed, one_by_one, device, case),
+            "recorded": partial(timed, contextlib.nullcontext, device, case),
+            "in TF32": partial(timed, in_tf32, device, case),
+        }
+        if n_columns <= ON_CPU:
+            timers["on the CPU"] = partial(timed, contextlib.nullcontext, "cpu", case)
+        times = {name: f"{np.median(us):,.0f}" for name, us in take_turns(timers, rounds).items()}
+        times.setdefault("on the CPU", "")
+        units = ", ".join(map(str, network.hidden))
+        found.append((f"{n_rows:,} x {n_columns:,}", units, batch_size, *times.values()))
         print(found[-1], file=sys.stderr)
-    names = ["data", "units", "rows of a batch", "one by one", "recorded", "in TF32", "on the CPU"]
-    return markdown_table(names, found)
+    return markdown_table(["data", "units", "rows of a batch", *times], found)
 
 
 def main() -> None:
@@ -84,11 +93,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="Markdown file; the screen without it")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", "max_iter=")
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device
-    table = measure(options.device)
+    table = measure(options.device, options.rounds)
     publish(f"# On a GPU\n\n{versions()}, {name}; microseconds.\n\n{table}", options.output)
 
 

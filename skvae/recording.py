@@ -46,8 +46,9 @@ class Recording:
         graph.replay()
 
     def _as_it_is(self, given: tuple[Tensor, ...]) -> None:
-        # on another stream, as recording asks of what goes before it
-        with torch.cuda.device(given[0].device):
+        # on another stream, as recording asks of what goes before it; there are 32 of them, given
+        # out in turn, and another thread may record on this one
+        with _ONE_AT_A_TIME, torch.cuda.device(given[0].device):
             stream, present = torch.cuda.Stream(), torch.cuda.current_stream()
             stream.wait_stream(present)
             with torch.cuda.stream(stream):
