@@ -2,52 +2,24 @@
 
 Dask places partitions and tasks, torch.distributed sums gradients, and the training is that of one
 machine: `fit` has each worker write its partitions to files (`skvae.partitions`), and starts one
-task on each, which reads them as its rows and trains in a world of processes (`skvae.world`).
+task on each (`skvae.member`), which reads them as its rows and trains in a world of processes
+(`skvae.world`).
 """
 
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import inspect
-import os
-import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
-import torch
 from sklearn import clone, get_config
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
-
-from . import columns
-from .checks import check_integer
-from .columns import Columns
-from .estimator import VAETransformer, _has_density, _undone_on_failure
-from .fitting import Fit
-from .partitions import (
-    Files,
-    Part,
-    apply,
-    checked_weights,
-    coded,
-    float_of,
-    impute,
-    matrix,
-    merge,
-    remove,
-    stage,
-    summed,
-)
-from .rows import DistinctRows, StreamedRows
-from .settings import Settings
-from .world import ALONE, Copies, Group, World
 
 try:
     import dask
@@ -56,9 +28,26 @@ try:
     import distributed
     from dask.base import is_dask_collection
     from dask.delayed import delayed
-    from distributed.comm.addressing import get_address_host
 except ImportError as error:  # pragma: no cover
     raise ImportError('skvae.dask needs Dask: pip install "skvae[dask]".') from error
+
+from . import columns
+from .checks import check_integer
+from .columns import Columns
+from .estimator import VAETransformer, _has_density, _undone_on_failure
+from .fitting import Fit
+from .member import Left, Plan, digest, forget, memory_limit, train, write
+from .partitions import (
+    Part,
+    apply,
+    float_of,
+    impute,
+    matrix,
+    merge,
+    names_of,
+    summed,
+)
+from .settings import Settings
 
 COPIED = 2**22  # cells: of no more than these, each worker gets all
 HELD = 0.25  # share of a worker's memory that its rows may take; more are read from files
@@ -192,7 +181,7 @@ class DaskVAETransformer(VAETransformer):
             start = self._resumed(settings) if go_on else None
             partitions = _partitions(X, sample_weight)
             self._see(X, reset=not go_on)
-            of = partitions, parameters, _names(X)
+            of = partitions, parameters, names_of(X)
             with self._cluster() as client, _Fleet(client, *of) as fleet:
                 schema = fleet.stage()
                 if not go_on:
@@ -373,13 +362,18 @@ class DaskVAETransformer(VAETransformer):
         return [self._imputed(X, 1, int(random.randint(2**31 - 1))) for _ in range(n_draws)]
 
     def inverse_transform(self, Z: Any) -> Any:
-        """Rows that latents stand for: a collection of Z's kind, or a DataFrame as in `fit`."""
+        """Rows that latents stand for: an array, or a DataFrame as in `fit`.
+
+        Its index counts within each partition, as arrays have none.
+        """
         if not is_dask_collection(Z):
             return super().inverse_transform(Z)
         check_is_fitted(self)
+        _collection(Z, "Z")
         model = self._model()
+        Z = matrix(Z.to_dask_array() if isinstance(Z, dd.DataFrame) else Z, "Z")
         if self._columns.library is None:
-            return Z.rechunk({1: -1}).map_blocks(
+            return Z.map_blocks(
                 apply,
                 model=model,
                 method="inverse_transform",
@@ -389,7 +383,7 @@ class DaskVAETransformer(VAETransformer):
                 meta=np.empty((0, 0), float_of(Z.dtype)),
             )
         example = super().inverse_transform(np.zeros((1, self._n_columns_out()))).iloc[:0]
-        parts = Z.rechunk({1: -1}).to_delayed().ravel()
+        parts = Z.to_delayed().ravel()
         inverted = [delayed(apply)(p, model, "inverse_transform", example) for p in parts]
         return dd.from_delayed(inverted, meta=example, verify_meta=False)
 
@@ -463,8 +457,21 @@ def _partitions(X: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
             f"X is {type(X).__name__}, and fit takes Dask arrays and DataFrames. Fit what is in "
             "memory with VAETransformer, or split it: dask.array.from_array(X, chunks=...)."
         )
+    if not X.shape[1]:
+        raise ValueError("X has 0 columns, while a minimum of 1 is required.")
     weights = [None] * len(parts) if sample_weight is None else _weight_parts(sample_weight, parts)
     return list(zip(parts, weights, strict=True))
+
+
+def _timeout() -> float:
+    """Seconds, as configured."""
+    found = dask.config.get("skvae.timeout", TIMEOUT)
+    if not isinstance(found, int | float) or not found >= 1:
+        raise ValueError(
+            f"skvae.timeout must be a number of seconds, 1 at least, got {found!r}: "
+            'dask.config.set({"skvae.timeout": 600}).'
+        )
+    return float(found)
 
 
 def _weight_parts(sample_weight: Any, parts: Any) -> list[Any]:
@@ -484,17 +491,12 @@ def _weight_parts(sample_weight: Any, parts: Any) -> list[Any]:
     return weights
 
 
-def _names(X: Any) -> list[Any]:
-    """Of a table's columns; an array's numbers."""
-    return list(X.columns) if hasattr(X, "columns") else list(range(X.shape[1]))
-
-
-def _collection(X: Any) -> None:
+def _collection(X: Any, name: str = "X") -> None:
     """Refuse Dask collections that are no tables."""
     if not isinstance(X, da.Array | dd.DataFrame):
         raise TypeError(
-            f"X is a Dask {type(X).__name__}: pass an Array or a DataFrame of shape "
-            "(n_samples, n_features)."
+            f"{name} is a Dask {type(X).__name__}: pass an Array or a DataFrame of shape "
+            f"(n_samples, {'n_features' if name == 'X' else 'n_components'})."
         )
 
 
@@ -514,33 +516,6 @@ def _turn(client: Any) -> Iterator[None]:
         yield
     finally:
         turn.release()
-
-
-@dataclasses.dataclass
-class _Plan:
-    """What all members of a fit need to know."""
-
-    name: str
-    parameters: dict[str, Any]
-    fit: Fit
-    schema: Columns
-    score_seed: int
-    named: dict[str, Any]
-    go_on: bool
-    kind: str  # "copied", "held" or "streamed" rows
-    room: int  # cells that a stream may hold
-    size: int
-    timeout: float
-
-
-@dataclasses.dataclass
-class _Left:
-    """What a member knew when it lost another one; a fit that can be gone on from, or None."""
-
-    fit: Fit | None
-    loss_curve: list[float]
-    scores: list[float]
-    n_iter: int
 
 
 class _Lost(Exception):
@@ -565,14 +540,14 @@ class _Fleet:
         self.names = names
         self.staged: dict[int, tuple[str, Part]] = {}  # of each partition, where it lies
         self.name, self.n_lost = f"skvae-{uuid4().hex}", 0
-        self.timeout = float(dask.config.get("skvae.timeout", TIMEOUT))
+        self.timeout = _timeout()
 
     def __enter__(self) -> "_Fleet":
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Delete the files, on workers that are still there."""
-        self.client.run(_remove, self.name, on_error="ignore")
+        self.client.run(forget, self.name, on_error="ignore")
 
     def _addresses(self) -> list[str]:
         # not of scheduler_info, which the client itself empties now and then
@@ -601,7 +576,7 @@ class _Fleet:
             for i, home in homes.items():
                 with dask.annotate(workers=[home], allow_other_workers=False):
                     tasks.append(
-                        delayed(_stage, pure=False)(
+                        delayed(write, pure=False)(
                             *self.partitions[i],
                             i,
                             self.name,
@@ -642,7 +617,7 @@ class _Fleet:
         self, fit: Fit, schema: Columns, score_seed: int, named: dict[str, Any], go_on: bool
     ) -> VAETransformer:
         """The estimator that the workers have fitted together."""
-        before = _Left(None, [], [], 0)
+        before = Left(None, [], [], 0)
         interrupted = False
         while True:
             plan, members = self._plan(fit, schema, score_seed, named, go_on, before.n_iter)
@@ -650,7 +625,7 @@ class _Fleet:
             self.client.subscribe_topic(plan.name, lambda event: print(event[1]))
             futures = [
                 self.client.submit(
-                    _member,
+                    train,
                     plan,
                     rank,
                     parts,
@@ -676,7 +651,7 @@ class _Fleet:
             finally:
                 distributed.Variable(plan.name, client=self.client).delete()
                 self.client.unsubscribe_topic(plan.name)
-            left = [each for each in found if isinstance(each, _Left)]
+            left = [each for each in found if isinstance(each, Left)]
             if not left and None not in found:
                 break
             if not any(address not in self._addresses() for address in members):
@@ -685,7 +660,7 @@ class _Fleet:
             if reached:
                 furthest = max(reached, key=lambda each: each.n_iter)
                 fit, go_on = furthest.fit, True  # type: ignore[assignment]
-                before = _Left(
+                before = Left(
                     None,
                     before.loss_curve + furthest.loss_curve,
                     before.scores + furthest.scores,
@@ -693,7 +668,7 @@ class _Fleet:
                 )
             self.stage()
         fitted, *digests = found
-        if set(digests) - {_digest(fitted)}:
+        if set(digests) - {digest(fitted)}:
             raise RuntimeError("The workers ended with different weights: please report this.")
         if before.n_iter:
             fitted.loss_curve_ = before.loss_curve + fitted.loss_curve_
@@ -710,7 +685,7 @@ class _Fleet:
         named: dict[str, Any],
         go_on: bool,
         n_iter: int,
-    ) -> tuple[_Plan, dict[str, list[Part]]]:
+    ) -> tuple[Plan, dict[str, list[Part]]]:
         """What members are to do, and the parts of each worker that has rows."""
         members: dict[str, list[Part]] = {}
         for i in range(len(self.partitions)):
@@ -720,7 +695,7 @@ class _Fleet:
         size, d = len(members), len(schema.names)
         n_rows = {a: sum(part.n_rows for part in parts) for a, parts in members.items()}
         in_all = sum(n_rows.values())
-        limits = self.client.run(_memory_limit, workers=list(members), on_error="ignore")
+        limits = self.client.run(memory_limit, workers=list(members), on_error="ignore")
         # as they were read, and as float32 targets
         width = max(part.dtype.itemsize for parts in members.values() for part in parts) + 4
         held = all(
@@ -735,9 +710,7 @@ class _Fleet:
         parameters["max_iter"] = max(parameters["max_iter"] - n_iter, 0)
         room = int(ROOM * min(limits.values(), default=2**30)) // width
         name, wait = f"skvae-{uuid4().hex}", self.timeout
-        plan = _Plan(
-            name, parameters, fit, schema, score_seed, named, go_on, kind, room, size, wait
-        )
+        plan = Plan(name, parameters, fit, schema, score_seed, named, go_on, kind, room, size, wait)
         return plan, members
 
     # ---------------------------------------------------------------- faults
@@ -840,145 +813,3 @@ def _pause(futures: Sequence[Any]) -> None:
     end = time.monotonic() + 0.5
     while time.monotonic() < end and not any(f.done() for f in futures):
         time.sleep(0.01)
-
-
-# -------------------------------------------------------------------- on workers
-
-
-def _stage(
-    X: Any, weights: Any, number: int, name: str, parameters: dict[str, Any], names: list[Any]
-) -> Part:
-    """Write partition ``number`` to this worker's own folder, for the fit of this name."""
-    try:
-        if (its_names := _names(X)) != names:
-            raise ValueError(
-                f"its columns are {its_names}, but those of X are {names}: map_partitions and "
-                "from_delayed trust the meta that they are given."
-            )
-        if weights is not None:
-            weights = checked_weights(np.asarray(weights, dtype=np.float64), len(X))
-        schema = Columns.read(
-            X, parameters["likelihood"], parameters["categorical_features"], whole=False
-        )
-        folder = distributed.get_worker().local_directory
-        return stage(X, weights, schema, folder, name, _check)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"Partition {number}: {error}") from error
-
-
-def _check(schema: Columns, T: Any) -> None:
-    """Refuse what columns may not hold."""
-    checking = VAETransformer()
-    checking._columns = schema
-    checking._check(T)
-
-
-def _memory_limit(dask_worker: Any) -> int:
-    return dask_worker.memory_manager.memory_limit or 2**62
-
-
-def _remove(name: str, dask_worker: Any) -> None:
-    remove(dask_worker.local_directory, name)
-
-
-def _member(plan: _Plan, rank: int, parts: list[Part]) -> Any:
-    """Train on these parts, with the others.
-
-    The first member returns the fitted estimator, the others a digest of its weights; who loses
-    another one returns what it has.
-    """
-    distributed.secede()  # other tasks may run meanwhile: another fit's, whose others wait for it
-    vae = VAETransformer(**plan.parameters)
-    vae._columns, vae._score_seed = plan.schema, plan.score_seed
-    vae.__dict__.update(plan.named)
-    fit, group = copy.copy(plan.fit), None
-    n_epochs = fit.n_epochs
-    try:
-        fit.settings = Settings.checked(plan.parameters)
-        group = _meet(plan, rank, fit.settings.device)
-        if group is not None and fit.settings.own_parts:
-            _check_apart(group)
-        files = Files(parts, vae.n_features_in_)
-        rows = _rows(plan, files, ALONE if group is None else group)
-        if rank:
-            vae.verbose = 0
-        worker = distributed.get_worker()
-        # not distributed.print, which prints here, too
-        told = vae._on_epoch(None, fit, {}, tell=lambda line: worker.log_event(plan.name, line))
-        stop = distributed.Event(f"{plan.name}-stop")
-
-        def on_epoch(epoch: int, loss: float, score: float | None, model: Any) -> bool:
-            told(epoch, loss, score, model)
-            now = float(rank == 0 and stop.is_set())
-            return bool(now if group is None else group.lead(now))
-
-        with threadpool_limits(worker.state.nthreads, user_api="openmp"):
-            vae._train(fit, rows, on_epoch, plan.go_on)
-        return vae if rank == 0 else _digest(vae)
-    except ConnectionError:
-        n = len(fit.losses)
-        reached = fit.n_epochs > n_epochs
-        return _Left(
-            fit if reached else None,
-            [loss + fit.unit for loss in fit.losses] if reached else [],
-            [score - fit.held_out_unit for score in fit.scores] if reached else [],
-            n if reached else 0,
-        )
-    finally:
-        if group is not None:
-            group.close()
-
-
-def _meet(plan: _Plan, rank: int, device: str) -> Group | None:
-    """The group of all members; the first one tells the others where it is."""
-    if plan.size == 1:
-        return None
-    of_torch: Any = torch.distributed
-    options = {"timeout": timedelta(seconds=plan.timeout), "wait_for_workers": False}
-    host = get_address_host(distributed.get_worker().address)
-    meeting = distributed.Variable(plan.name)
-    try:
-        if rank == 0:
-            store = of_torch.TCPStore(host, 0, is_master=True, **options)
-            meeting.set((host, store.port))
-        else:
-            place = meeting.get(timeout=plan.timeout)
-            if place is None:
-                raise ConnectionError("This fit was called off.")
-            store = of_torch.TCPStore(*place, **options)
-    except (TimeoutError, RuntimeError) as error:
-        raise ConnectionError(f"Member {rank} does not find the first one: {error}") from error
-    nccl = device.startswith("cuda") and of_torch.is_nccl_available()
-    return Group(store, rank, plan.size, plan.timeout, nccl, host)
-
-
-def _check_apart(group: Group) -> None:
-    """Refuse members that share a process, and with it torch's global generator."""
-    here = hashlib.sha256(f"{socket.gethostname()} {os.getpid()}".encode()).digest()
-    each = group.gather(torch.frombuffer(bytearray(here[:8]), dtype=torch.int64))
-    if len(each.unique()) < len(each):
-        raise ValueError(
-            "Networks and priors of your own draw from torch's global generator, of which a "
-            "process has one, but workers share a process: start them as processes, "
-            "Client(processes=True), or take one worker of several threads."
-        )
-
-
-def _rows(plan: _Plan, files: Files, world: World) -> DistinctRows | StreamedRows:
-    schema, weights = coded(plan.schema), files.weights
-    if plan.kind == "streamed":
-        return StreamedRows(schema, files, weights, world=world, room=plan.room)
-    T, weights = files[:], np.ones(len(files)) if weights is None else weights
-    if plan.kind == "copied" and isinstance(world, Group):
-        T, weights = (world.gather(torch.from_numpy(each)).numpy() for each in (T, weights))
-        world = Copies(world)
-    return DistinctRows(schema, T, weights, world=world)
-
-
-def _digest(vae: VAETransformer) -> str:
-    """Of all weights, to the bit."""
-    found = hashlib.sha256()
-    for name, tensor in vae.module_.state_dict().items():
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-    return found.hexdigest()

@@ -147,6 +147,11 @@ class Fit:
         self.losses, self.scores, self.best_score, self.gain = [], [], None, None
         self.interrupted = self.improving = False
         n_held_out = held_out.n_in_all
+        if rows.n_in_all < 2 and not go_on:  # of several processes; one has looked before
+            raise ValueError(
+                f"Found {rows.n_in_all} distinct row of positive weight, while a minimum of 2 is "
+                "required."
+            )
         if s.early_stopping and not n_held_out:
             raise ValueError(
                 f"None of {rows.n_in_all} rows can be held out, since each process has but one. "

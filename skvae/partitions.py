@@ -122,6 +122,14 @@ def _check_kinds(parts: Sequence[Part]) -> None:
                     f"Column {part.schema.names[j]!r} is read as {kinds[0]} and as {kinds[1]}: "
                     "convert it to one type with astype, or name its family in likelihood."
                 )
+            types = [p.schema.dtypes[j] if p.schema.dtypes else None for p in (other, part)]
+            if getattr(types[0], "ordered", False) and types[0] != types[1]:
+                orders = [list(getattr(t, "categories", [])) for t in types]
+                raise ValueError(
+                    f"Column {part.schema.names[j]!r} is ordered as {orders[0]} in partition {at} "
+                    f"and as {orders[1]} in partition {number}: give all of X one type, "
+                    f"X.astype({{{part.schema.names[j]!r}: dtype}})."
+                )
 
 
 def _n_seen(table: Any, j: int) -> int:
@@ -192,17 +200,36 @@ def coded(schema: Columns) -> Columns:
     return Columns(schema.names, schema.families, None, [], levels)
 
 
-def matrix(X: Any) -> Any:
+def names_of(X: Any) -> list[Any]:
+    """Of a table's columns; an array's numbers."""
+    return list(X.columns) if hasattr(X, "columns") else list(range(X.shape[1]))
+
+
+def check_partition(X: Any, names: list[Any]) -> None:
+    """Refuse what is not of the kind that its collection says, or has other columns."""
+    trust = "map_blocks, map_partitions and from_delayed trust the meta that they are given."
+    if table_library(X) is None and not (
+        isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiub"
+    ):
+        kind = f"an array of {X.dtype}" if isinstance(X, np.ndarray) else f"a {type(X).__name__}"
+        raise TypeError(f"it is {kind} and not a 2-dimensional array of numbers: {trust}")
+    if (its_names := names_of(X)) != names:
+        raise ValueError(f"its columns are {its_names}, but those of X are {names}: {trust}")
+
+
+def matrix(X: Any, name: str = "X") -> Any:
     """An array of whole rows of floats."""
     if X.ndim != 2:
-        raise ValueError(f"X has shape {X.shape}: reshape it to (n_samples, n_features).")
+        wanted = "n_features" if name == "X" else "n_components"
+        raise ValueError(f"{name} has shape {X.shape}: reshape it to (n_samples, {wanted}).")
     if not isinstance(X._meta, np.ndarray):
         kind = f"{type(X._meta).__module__}.{type(X._meta).__name__}"
         raise TypeError(
-            f"X has chunks of {kind}: convert them, X.map_blocks(lambda chunk: chunk.toarray())."
+            f"{name} has chunks of {kind}: convert them, "
+            f"{name}.map_blocks(lambda chunk: chunk.toarray())."
         )
     if np.dtype(X.dtype).kind not in "fiub":
-        raise TypeError(f"X holds {X.dtype}: convert it to numbers, float32 for example.")
+        raise TypeError(f"{name} holds {X.dtype}: convert it to numbers, float32 for example.")
     if X.dtype not in (np.float32, np.float64):
         X = X.astype(np.float64)
     return X.rechunk({1: -1})
@@ -215,6 +242,10 @@ def float_of(dtype: Any) -> Any:
 
 def checked_weights(weights: Any, n_rows: int) -> Any:
     """The weights of so many rows, unless they are none."""
+    try:
+        weights = np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"sample_weight must be numbers: {error}.") from error
     if weights.shape != (n_rows,):
         raise ValueError(f"sample_weight has shape {weights.shape}, expected ({n_rows},).")
     if not np.isfinite(weights).all() or (weights < 0).any():
@@ -261,7 +292,7 @@ def summed(scores: Any, weights: Any = None, number: int = 0) -> tuple[float, fl
     if weights is None:
         return float(scores.sum()), float(len(scores))
     try:
-        weights = checked_weights(np.asarray(weights, dtype=np.float64), len(scores))
-    except ValueError as error:
-        raise ValueError(f"Partition {number}: {error}") from error
+        weights = checked_weights(weights, len(scores))
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"Partition {number}: {error}") from error
     return float(scores @ weights), float(weights.sum())

@@ -255,6 +255,9 @@ def test_methods_give_collections_that_are_what_one_machine_gives(client, fitted
     assert isinstance(back, dd.DataFrame)
     wanted = local.inverse_transform(local.transform(MIXED))
     pd.testing.assert_frame_equal(back.compute().reset_index(drop=True), wanted, check_dtype=False)
+    as_table = dd.from_pandas(pd.DataFrame(Z.compute()), npartitions=3)
+    again = vae.inverse_transform(as_table).compute().reset_index(drop=True)
+    pd.testing.assert_frame_equal(again, wanted, check_dtype=False)
     drawn = vae.impute(X, n_draws=2, random_state=0)
     assert [len(table.compute()) for table in drawn] == [800, 800]
     assert not drawn[0].compute().equals(drawn[1].compute())
@@ -341,6 +344,20 @@ BAD = [
         r"Partition \d: likelihood='poisson' needs whole numbers between 0 and 1e\+13",
     ),
     (da.ones((10, 2)), {"max_iter": -1}, ValueError, "max_iter"),
+    (da.ones((10, 0)), {}, ValueError, "X has 0 columns"),
+    (da.ones((9, 2), chunks=3), QUICK, ValueError, "Found 1 distinct row of positive weight"),
+    (
+        da.ones((10, 2)).map_blocks(csr_matrix, meta=np.empty((0, 0))),
+        {},
+        TypeError,
+        "Partition 0: it is a csr_matrix and not a 2-dimensional array of numbers",
+    ),
+    (
+        da.ones((10, 2)).map_blocks(lambda part: part.astype(object), meta=np.empty((0, 0))),
+        {},
+        TypeError,
+        "Partition 0: it is an array of object and not",
+    ),
 ]
 
 
@@ -364,6 +381,17 @@ def test_more_that_is_refused(client, fitted):
         weights = np.ones(3000)
         weights[1200] = -1
         DaskVAETransformer().fit(X, sample_weight=da.from_array(weights, chunks=1000))
+    with pytest.raises(TypeError, match=r"sample_weight must be numbers: could not .*'a'"):
+        words = da.from_array(np.full(3000, "a"), chunks=1000)
+        DaskVAETransformer().fit(X, sample_weight=words)
+    for seconds in ("soon", 0.1, None):
+        with (
+            dask.config.set({"skvae.timeout": seconds}),
+            pytest.raises(ValueError, match=f"number of seconds, 1 at least, got {seconds!r}"),
+        ):
+            DaskVAETransformer().fit(X)
+    with pytest.raises(ValueError, match=r"Z has shape \(3000,\): reshape it to .*n_components"):
+        vae.inverse_transform(X[:, 0])
     with pytest.raises(TypeError, match=r"partial_fit takes a batch in memory"):
         DaskVAETransformer().partial_fit(X)
     with pytest.raises(ValueError, match="names should match those that were passed during fit"):
@@ -400,6 +428,14 @@ def test_partitions_that_are_not_what_they_are_said_to_be(client):
             ValueError, match=r"Column 'a' is read as .* in partition 0 and as gaus"
         ):
             vae.fit(partitions_of(table.assign(a=one), table.assign(a=other)))
+    ordered = [
+        table.assign(a=pd.Categorical(["x", "y"] * 100, categories=list(levels), ordered=True))
+        for levels in ("xy", "yx")
+    ]
+    with pytest.raises(
+        ValueError, match=r"'a' is ordered as \['x', 'y'\] in partition 0 and as \['y', 'x'\]"
+    ):
+        vae.fit(partitions_of(*ordered))
 
 
 def test_types_and_categories_are_those_of_all_partitions(client):

@@ -93,7 +93,9 @@ def test_the_star():
     assert set(imports("latent")) == set(imports("drawing")) == {"checks"}
     assert set(imports("display")) == {"checks", "drawing", "latent"}
     assert set(imports("partitions")) == {"columns"}
-    dask = {"estimator", "columns", "checks", "fitting", "partitions", "rows", "settings", "world"}
+    member = {"columns", "estimator", "fitting", "partitions", "rows", "settings", "world"}
+    assert set(imports("member")) == member
+    dask = {"estimator", "columns", "checks", "fitting", "member", "partitions", "settings"}
     assert set(imports("dask")) == dask
     assert set(imports("__init__")) == {"estimator", "imputer", "outlier"}
 
@@ -101,7 +103,7 @@ def test_the_star():
 def test_every_file_has_its_place():
     others = "gradients checks world recording spread families targets settings judging fitting "
     others += "estimator imputer latent diagnostics outlier drawing display saving onnx partitions "
-    others += "dask __init__"
+    others += "member dask __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 
