@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .families import gaussian_part, gaussian_raw
 from .networks import slices, width
-from .targets import Stored
+from .targets import Stored, Streamed
 
 Floats = NDArray[np.float64]
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
-LEFT_OUT = 1_000  # rows that components should be left out of, at most
+LEFT_OUT = 256, 1_000  # rows that components are left out of, at least and at most
 WEIGHED = 32  # rows whose importance weights are looked at
 WORKSPACE = 2**20  # numbers that one array may hold
 FEW_POINTS = 0.05  # share of a score's points below which it is called degenerate
@@ -59,19 +59,21 @@ def _squares(mean: Tensor, log_var: Tensor) -> tuple[Tensor, ...]:
     return mean, mean.square(), log_var.exp(), log_var
 
 
-def explained_share(vae: Any, rows: Stored) -> Floats:
+def explained_share(vae: Any, rows: Stored | Streamed) -> Floats:
     """What each component explains, as a share of what all do: (n_components,).
 
     The rise of ``-log p(x | z)`` at the encoder's mean when the component is set to 0, over the
-    rise when all are. NaN where the components together explain nothing.
+    rise when all are. NaN where the components together explain nothing. Of so many rows that they
+    are decoded half as often in all as there are rows.
     """
-    k = vae.n_components
+    k, (least, most) = vae.n_components, LEFT_OUT
+    some = rows.head(min(max(least, rows.n_in_all // (2 * (k + 2))), most))
     size = max(1, WORKSPACE // ((k + 2) * width(vae)))
     total = torch.zeros(k + 2, dtype=torch.float64)
     # which components stay: all, all but one, none
     kept = torch.cat([torch.ones(1, k), 1 - torch.eye(k), torch.zeros(1, k)])
     with torch.no_grad():
-        for (targets, _), share in zip(rows.parts(size), rows.share.split(size), strict=True):
+        for (targets, _), share in zip(some.parts(size), some.share.split(size), strict=True):
             z = vae.posterior(targets)[0]
             z = kept.to(z)[:, None] * z  # (k + 2, n, k)
             raw = vae.decoder(z.reshape(-1, k)).reshape(k + 2, len(targets), -1)
@@ -81,7 +83,7 @@ def explained_share(vae: Any, rows: Stored) -> Floats:
     return explained.double().numpy()
 
 
-def efficiency(vae: Any, rows: Stored, points: Tensor, draws: Tensor | None) -> float:
+def efficiency(vae: Any, rows: Stored | Streamed, points: Tensor, draws: Tensor | None) -> float:
     """Share of a score's points that count, ``1 / (m sum of squared weights)``: median of rows.
 
     None count of a row so far out that its weights are no numbers.

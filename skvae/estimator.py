@@ -30,7 +30,7 @@ from torch import Tensor
 
 from . import columns
 from .checks import check_integer, check_option
-from .diagnostics import ACTIVE_KL, LEFT_OUT, efficiency, explained_share, moments, summary
+from .diagnostics import ACTIVE_KL, efficiency, explained_share, moments, summary
 from .families import COUNTS, gaussian_part, support
 from .fitting import AnyRows, Fit, OnEpoch
 from .likelihoods import Gaussian
@@ -58,7 +58,7 @@ except ImportError:  # pragma: no cover
 FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, and `sample` warns
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
-DESCRIBED = 2**24  # cells of the rows that fitted attributes describe, at most
+DESCRIBED = 2**22  # cells of the rows that fitted attributes describe, at most
 BLOCK = 2**20  # cells of X that become targets at once
 ENCODED = 2**17  # and of an array, T
 WORKSPACE = 2**20  # numbers that one array of a batch may hold at inference
@@ -686,11 +686,10 @@ class VAETransformer(
 
     def _describe(self, module: VAE, data: Stored | Streamed) -> None:
         """Write the attributes that cost many times a pass over the few rows of a batch."""
-        some = data.head(LEFT_OUT)
-        self.explained_share_ = explained_share(module, some)
+        self.explained_share_ = explained_share(module, data)
         if self.beta > 0:
             points = self._points(self.n_score_samples, self._score_seed, np.float32)
-            self.score_efficiency_ = efficiency(module, some, *points)
+            self.score_efficiency_ = efficiency(module, data, *points)
 
     def summary(self) -> str:
         """What is worth knowing about the fit, in words.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
@@ -322,15 +323,14 @@ def _leading(S: Covariance, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tens
         return S.leading(scale, k)
     A = S * scale[:, None] * scale
     if len(A) <= DENSE or k > len(A) // 8:
-        values, vectors = torch.linalg.eigh(A)
-        values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
+        found = eigh(A.numpy(), subset_by_index=(len(A) - k, len(A) - 1), driver="evx")
     else:
         operator = LinearOperator(
             A.shape, lambda v: (A @ torch.from_numpy(v.ravel())).numpy(), dtype=np.float64
         )
         start = np.random.RandomState(0).standard_normal(len(A))  # ARPACK's own would be unseeded
         found = eigsh(operator, k, v0=start)
-        values, vectors = (torch.from_numpy(part[..., ::-1].copy()) for part in found)
+    values, vectors = (torch.from_numpy(part[..., ::-1].copy()) for part in found)
     values = values.clamp_min(0.0)
     return values, vectors, (A.diagonal().sum() - values.sum()).clamp_min(0.0)
 

@@ -277,7 +277,7 @@ def test_a_flow_is_a_prior():
     angle = random.uniform(0, 2 * np.pi, 600)
     X = np.column_stack([np.cos(angle), np.sin(angle)]) @ [[1, 0, 1, 1], [0, 1, 1, -1]]
     X += 0.05 * random.normal(size=X.shape)
-    options = {"hidden_layer_sizes": (32,), "noise": "homoscedastic", "max_iter": 200}
+    options = {"hidden_layer_sizes": (32,), "noise": "homoscedastic", "max_iter": 80}
     normal = VAETransformer(2, random_state=0, **options).fit(X)
     flow = VAETransformer(2, random_state=0, prior=Flow, **options).fit(X)
     assert flow.score(X) > normal.score(X) + 0.4  # a ring is far from a normal distribution
