@@ -50,7 +50,7 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
         rows are even where none is strange: a few in a hundred.
     n_components : int, sequence of int or None, default=None
         Latent dimensions of the default models. None: 2, and half the number of columns, rounded
-        up, 15 at most.
+        up, where that is more, 15 at most.
     random_state : int, RandomState instance or None, default=None
         Seeds the default models, or the given one where it has none of its own.
 
@@ -144,7 +144,7 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             return [cloned_model(self.estimator, self.random_state, "scores are")]
         sizes = self.n_components
         if sizes is None:
-            sizes = sorted({2, half_of_columns(X)})
+            sizes = sorted({2, max(2, half_of_columns(X))})  # of two columns, one sees too little
         elif isinstance(sizes, Integral) and not isinstance(sizes, bool):
             sizes = [sizes]
         # one seed for all, also where random_state is a generator that goes on
