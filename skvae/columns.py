@@ -106,7 +106,7 @@ class Columns:
             families[:] = [likelihood if f == "gaussian" else f for f in families]
         for j, family in enumerate(families):
             if family == "categorical":
-                schema.levels[j], n_found, n_cells = schema._find_levels(X, j)
+                schema.levels[j], n_found, n_cells = schema.find_levels(X, j)
                 if whole:
                     warn_of_identifiers(names[j], n_found, n_cells)
             elif library is not None and _family(names[j], dtypes[j]) == "categorical":
@@ -242,7 +242,7 @@ class Columns:
         found = column.replace_strict(old, codes, default=None, return_dtype=pl.Float64)
         return np.array(found.to_numpy(), dtype=np.float64)
 
-    def _find_levels(self, X: Any, j: int) -> tuple[NDArray[Any], int, int]:
+    def find_levels(self, X: Any, j: int) -> tuple[NDArray[Any], int, int]:
         """Categories of column j, how many of them occur, and in how many cells."""
         name = self.names[j]
         found: Any

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -181,17 +182,14 @@ class DaskVAETransformer(VAETransformer):
             start = self._resumed(settings) if go_on else None
             partitions = _partitions(X, sample_weight)
             self._see(X, reset=not go_on)
-            of = partitions, parameters, names_of(X)
+            of = partitions, parameters, names_of(X), self._columns if go_on else None
             with self._cluster() as client, _Fleet(client, *of) as fleet:
-                schema = fleet.stage()
-                if not go_on:
-                    self._columns = schema
-                elif schema.names != self._columns.names:  # pragma: no cover
-                    raise ValueError("X has other columns than the fit to go on from.")
-                fleet.check(self._columns, go_on)
+                self._columns = fleet.stage()
+                self._check_exposure()
+                fleet.check_enough(2 - go_on)
                 fit = self._fresh(settings) if start is None else start
                 with _turn(client) if settings.own_parts else contextlib.nullcontext():
-                    fitted = fleet.train(fit, self._columns, self._score_seed, self._named(), go_on)
+                    fitted = fleet.train(fit, self._score_seed, self._named(), go_on)
             own = set(parameters) | {"client"}
             self.__dict__.update({k: v for k, v in vars(fitted).items() if k not in own})
             self._fit.settings = dataclasses.replace(self._fit.settings, device="cpu")
@@ -208,20 +206,17 @@ class DaskVAETransformer(VAETransformer):
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[Any]:
         """The client. A task that fits leaves its thread to the tasks of the fit meanwhile."""
-        if self.client is not None:
-            if not isinstance(self.client, distributed.Client):
-                raise TypeError(
-                    f"client must be a distributed.Client or None, got {self.client!r}."
-                )
-            if self.client.status != "running":
-                raise ValueError(f"client is {self.client.status}: pass one that is running.")
-            yield self.client
-            return
+        client = self.client
+        if client is not None:
+            if not isinstance(client, distributed.Client):
+                raise TypeError(f"client must be a distributed.Client or None, got {client!r}.")
+            if client.status != "running":
+                raise ValueError(f"client is {client.status}: pass one that is running.")
         try:
             distributed.get_worker()
         except ValueError:
             try:
-                client = distributed.get_client()
+                client = client or distributed.get_client()
             except ValueError as error:
                 raise ValueError(
                     "There is no Dask client: make one, distributed.Client(), before fit, or pass "
@@ -229,8 +224,8 @@ class DaskVAETransformer(VAETransformer):
                 ) from error
             yield client
         else:
-            with distributed.worker_client() as client:
-                yield client
+            with distributed.worker_client() as own:
+                yield client or own
 
     def _parameters(self) -> dict[str, Any]:
         """Those of `VAETransformer`."""
@@ -382,6 +377,11 @@ class DaskVAETransformer(VAETransformer):
                 chunks=(Z.chunks[0], (self.n_features_in_,)),
                 meta=np.empty((0, 0), float_of(Z.dtype)),
             )
+        if self._columns.library != "pandas":
+            raise TypeError(
+                f"inverse_transform gives a {self._columns.library} DataFrame, as fit was given, "
+                "which no Dask collection holds: pass latents in memory."
+            )
         example = super().inverse_transform(np.zeros((1, self._n_columns_out()))).iloc[:0]
         parts = Z.to_delayed().ravel()
         inverted = [delayed(apply)(p, model, "inverse_transform", example) for p in parts]
@@ -404,11 +404,13 @@ class DaskVAETransformer(VAETransformer):
         self._see(X, reset=False)
         model = self._model()
         if isinstance(X, dd.DataFrame):
+            single = all(str(d).lower() == "float32" for d in X.dtypes)
+            dtype = dtype or (np.float32 if single else np.float64)
             parts = [
                 da.from_delayed(
                     delayed(apply)(part, model, method, width),
                     shape=(np.nan, *width),
-                    meta=np.empty((0,) * (1 + len(width))),
+                    meta=np.empty((0,) * (1 + len(width)), dtype),
                 )
                 for part in X.to_delayed()
             ]
@@ -466,7 +468,7 @@ def _partitions(X: Any, sample_weight: Any) -> list[tuple[Any, Any]]:
 def _timeout() -> float:
     """Seconds, as configured."""
     found = dask.config.get("skvae.timeout", TIMEOUT)
-    if not isinstance(found, int | float) or not found >= 1:
+    if not isinstance(found, int | float) or not 1 <= found < math.inf:
         raise ValueError(
             f"skvae.timeout must be a number of seconds, 1 at least, got {found!r}: "
             'dask.config.set({"skvae.timeout": 600}).'
@@ -535,30 +537,38 @@ class _Fleet:
         partitions: list[tuple[Any, Any]],
         parameters: dict[str, Any],
         names: list[Any],
+        schema: Columns | None = None,
     ) -> None:
         self.client, self.partitions, self.parameters = client, partitions, parameters
-        self.names = names
+        self.names, self.schema = names, schema
         self.staged: dict[int, tuple[str, Part]] = {}  # of each partition, where it lies
         self.name, self.n_lost = f"skvae-{uuid4().hex}", 0
+        self.silent: set[str] = set()  # workers that may be there, but do not answer
         self.timeout = _timeout()
 
     def __enter__(self) -> "_Fleet":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Delete the files, on workers that are still there."""
-        self.client.run(forget, self.name, on_error="ignore")
+        """Delete the files, on workers that are still there and answer."""
+        self.client.run(forget, self.name, workers=self._addresses(), on_error="ignore")
 
-    def _addresses(self) -> list[str]:
+    def _addresses(self, but: tuple[str, ...] = ()) -> list[str]:
+        """Workers that are there, of whatever status, ``but`` some."""
         # not of scheduler_info, which the client itself empties now and then
-        return sorted(self.client.nthreads())
+        workers = self.client.sync(self.client.scheduler.identity)["workers"]
+        return sorted(
+            address
+            for address, worker in workers.items()
+            if address not in self.silent and worker["status"] not in but
+        )
 
     def _left(self) -> list[str]:
-        """Workers that are there, or come back within reasonable time; at least one."""
+        """Workers that take tasks, or come back within reasonable time; at least one."""
         end = time.monotonic() + PATIENCE
-        while not (found := self._addresses()):
+        while not (found := self._addresses(but=("paused",))):
             if time.monotonic() > end:
-                raise ConnectionError("The cluster has no worker: start some.")
+                raise ConnectionError("The cluster has no worker that takes tasks: start some.")
             time.sleep(0.2)
         return found
 
@@ -566,8 +576,12 @@ class _Fleet:
 
     def stage(self) -> Columns:
         """Have each partition that lies nowhere written to a file; the schema of all."""
-        while missing := [i for i in range(len(self.partitions)) if i not in self.staged]:
+        while True:
             addresses = self._left()
+            self.staged = {i: (a, part) for i, (a, part) in self.staged.items() if a in addresses}
+            missing = [i for i in range(len(self.partitions)) if i not in self.staged]
+            if not missing:
+                break
             # neighbours stay together, and each worker gets as many
             homes = {
                 i: addresses[at * len(addresses) // len(missing)] for at, i in enumerate(missing)
@@ -585,41 +599,39 @@ class _Fleet:
                             dask_key_name=f"skvae-stage-{i}-{uuid4().hex}",
                         )
                     )
-            futures = self.client.compute(tasks, optimize_graph=True)
+            only = addresses if self.silent else None  # what partitions are computed from, too
+            futures = self.client.compute(tasks, optimize_graph=True, workers=only)
             try:
                 found = self._watch(futures, list(homes.values()))
             except _Lost as lost:
                 self._note(lost)
                 found = lost.found
-            for i, home, part in zip(homes, homes.values(), found, strict=True):
-                if part is not None:
-                    self.staged[i] = home, part
-        return self._merged()
-
-    def _merged(self) -> Columns:
+            placed = zip(homes, found, strict=True)
+            self.staged |= {i: there for i, there in placed if there is not None}
         parts = [self.staged[i][1] for i in range(len(self.partitions))]
         p = self.parameters
-        return merge(parts, p["likelihood"], p["categorical_features"])
+        self.schema = merge(parts, p["likelihood"], p["categorical_features"], self.schema)
+        return self.schema
 
-    def check(self, schema: Columns, go_on: bool) -> None:
+    def check_enough(self, least: int) -> None:
         """Refuse too few rows."""
         n_rows = sum(part.n_rows for _, part in self.staged.values())
-        if n_rows < 2 - go_on:
+        if n_rows < least:
             raise ValueError(
                 f"Found {n_rows} rows of positive weight in {len(self.partitions)} partitions, "
-                f"while a minimum of {2 - go_on} is required."
+                f"while a minimum of {least} is required."
             )
-        self.schema = schema
 
     # ---------------------------------------------------------------- training
 
     def train(
-        self, fit: Fit, schema: Columns, score_seed: int, named: dict[str, Any], go_on: bool
+        self, fit: Fit, score_seed: int, named: dict[str, Any], go_on: bool
     ) -> VAETransformer:
         """The estimator that the workers have fitted together."""
         before = Left(None, [], [], 0)
         interrupted = False
         while True:
+            schema, noted = self.stage(), False
             plan, members = self._plan(fit, schema, score_seed, named, go_on, before.n_iter)
             stop = distributed.Event(f"{plan.name}-stop", client=self.client)
             self.client.subscribe_topic(plan.name, lambda event: print(event[1]))
@@ -639,22 +651,22 @@ class _Fleet:
             ]
             try:
                 try:
-                    found = self._watch(futures, list(members))
+                    found = self._watch(futures, list(members), together=True)
                 except KeyboardInterrupt:
                     interrupted = True
                     stop.set()  # after the present epoch
-                    found = self._watch(futures, list(members))
+                    found = self._watch(futures, list(members), together=True)
             except _Lost as lost:
                 distributed.Variable(plan.name, client=self.client).set(None)
                 self._note(lost)
-                found = lost.found
+                found, noted = lost.found, True
             finally:
                 distributed.Variable(plan.name, client=self.client).delete()
                 self.client.unsubscribe_topic(plan.name)
             left = [each for each in found if isinstance(each, Left)]
             if not left and None not in found:
                 break
-            if not any(address not in self._addresses() for address in members):
+            if not noted:
                 self._note(_Lost(set(), found))  # they lost touch
             reached = [each for each in left if each.fit is not None]
             if reached:
@@ -666,7 +678,6 @@ class _Fleet:
                     before.scores + furthest.scores,
                     before.n_iter + furthest.n_iter,
                 )
-            self.stage()
         fitted, *digests = found
         if set(digests) - {digest(fitted)}:
             raise RuntimeError("The workers ended with different weights: please report this.")
@@ -697,7 +708,8 @@ class _Fleet:
         in_all = sum(n_rows.values())
         limits = self.client.run(memory_limit, workers=list(members), on_error="ignore")
         # as they were read, and as float32 targets
-        width = max(part.dtype.itemsize for parts in members.values() for part in parts) + 4
+        dtype = np.result_type(*(part.dtype for parts in members.values() for part in parts))
+        width = dtype.itemsize + 4
         held = all(
             n_rows[a] * d <= columns.IN_MEMORY and n_rows[a] * d * width <= HELD * limit
             for a, limit in limits.items()
@@ -710,16 +722,33 @@ class _Fleet:
         parameters["max_iter"] = max(parameters["max_iter"] - n_iter, 0)
         room = int(ROOM * min(limits.values(), default=2**30)) // width
         name, wait = f"skvae-{uuid4().hex}", self.timeout
-        plan = Plan(name, parameters, fit, schema, score_seed, named, go_on, kind, room, size, wait)
+        plan = Plan(
+            name, parameters, fit, schema, score_seed, named, go_on, kind, dtype, room, size, wait
+        )
+        for address, parts in members.items():  # what the schema was found from stays here
+            members[address] = [dataclasses.replace(part, first=None, seen={}) for part in parts]
         return plan, members
 
     # ---------------------------------------------------------------- faults
 
-    def _watch(self, futures: Sequence[Any], addresses: Sequence[str]) -> list[Any]:
-        """The futures' results; `_Lost`, with None for what is lost, where a worker is gone."""
+    def _watch(
+        self, futures: Sequence[Any], addresses: Sequence[str], together: bool = False
+    ) -> list[Any]:
+        """The futures' results; `_Lost`, with None for what is lost, where a worker is gone.
+
+        Of those that work ``together``, one that goes on long after another has ended does not
+        answer the others.
+        """
+        end = math.inf
         try:
             while pending := [f for f in futures if not f.done()]:
                 _pause(pending)
+                if together and len(pending) < len(futures) and end == math.inf:
+                    end = time.monotonic() + PATIENCE
+                if time.monotonic() > end:
+                    silent = {a for f, a in zip(futures, addresses, strict=True) if not f.done()}
+                    self.silent |= silent
+                    raise _Lost(silent, self._results(futures, addresses))
                 if any(f.status == "error" for f in futures):
                     self._rest(futures, addresses, set())  # nothing goes on behind our back
                 self._raise_errors(futures)
@@ -768,16 +797,15 @@ class _Fleet:
     def _result(self, future: Any, address: str) -> Any:
         # of a worker that is gone, the scheduler would wait for another one of its address
         wait = 5.0
-        while wait < 2 * self.timeout:
+        while True:
             try:
                 return future.result(timeout=wait)
             except (distributed.CancelledError, distributed.KilledWorker):
                 return None
             except OSError:  # a timeout is one; large results may take their time
-                if address not in self._addresses():
+                if address not in self._addresses() or wait >= self.timeout:
                     return None
                 wait *= 2
-        return None
 
     def _raise_errors(self, futures: Sequence[Any]) -> None:
         """What went wrong on a worker that is there."""
@@ -787,10 +815,9 @@ class _Fleet:
             raise errors[0]
 
     def _note(self, lost: _Lost) -> None:
-        """Count a loss, forget the files that went with it, and warn; too many are an error."""
+        """Count a loss, and warn; too many are an error."""
         self.n_lost += 1
         here = self._left()
-        self.staged = {i: (a, part) for i, (a, part) in self.staged.items() if a in here}
         who = ", ".join(sorted(lost.addresses)) or "The connection"
         if self.n_lost > RETRIES:
             raise ConnectionError(

@@ -509,11 +509,7 @@ class VAETransformer(
             self._columns = columns.Columns.read(
                 counted, self.likelihood, self.categorical_features
             )
-            if self.exposure is not None and not set(COUNTS) & set(self._columns.families):
-                raise ValueError(
-                    f"exposure={self.exposure!r} is of counts, and no column has the likelihood of "
-                    "one. Give such columns likelihood='poisson' or 'negative_binomial'."
-                )
+            self._check_exposure()
         if large:
             given = None if sample_weight is None else weights
             rows: AnyRows = StreamedRows(self._columns, X, given, self._check)
@@ -525,6 +521,13 @@ class VAETransformer(
                 f"given), while a minimum of {enough} is required by VAETransformer."
             )
         return rows
+
+    def _check_exposure(self) -> None:
+        if self.exposure is not None and not set(COUNTS) & set(self._columns.families):
+            raise ValueError(
+                f"exposure={self.exposure!r} is of counts, and no column has the likelihood of "
+                "one. Give such columns likelihood='poisson' or 'negative_binomial'."
+            )
 
     def _validated(self, X: Any, reset: bool) -> Any:
         """X as a matrix of numbers, float32 or float64, or as the DataFrame that it is.

@@ -170,7 +170,7 @@ class Fit:
             self.gain = None  # over what a linear model would do, nothing is known
         if not self.separate_spread:
             self.module = self.mean
-        elif s.max_iter > 0:
+        elif s.max_iter > 0 or (go_on and not hasattr(self, "module")):
             self._fit_spread(train, held_out, fixed, go_on)
         elif not go_on:
             self.module = self._linear_density()

@@ -38,6 +38,7 @@ class Plan:
     named: dict[str, Any]
     go_on: bool
     kind: str  # "copied", "held" or "streamed" rows
+    dtype: Any  # of cells, the same for all
     room: int  # cells that a stream may hold
     size: int
     timeout: float
@@ -55,8 +56,11 @@ class Left:
 
 def write(
     X: Any, weights: Any, number: int, name: str, parameters: dict[str, Any], names: list[Any]
-) -> Part:
-    """Write partition ``number`` to this worker's own folder, for the fit of this name."""
+) -> tuple[str, Part]:
+    """Write partition ``number`` to this worker's own folder, for the fit of this name.
+
+    Returns this worker's address and the part.
+    """
     try:
         check_partition(X, names)
         if weights is not None:
@@ -64,8 +68,8 @@ def write(
         schema = Columns.read(
             X, parameters["likelihood"], parameters["categorical_features"], whole=False
         )
-        folder = distributed.get_worker().local_directory
-        return stage(X, weights, schema, folder, name, _check)
+        worker = distributed.get_worker()
+        return worker.address, stage(X, weights, schema, worker.local_directory, name, _check)
     except (ValueError, TypeError) as error:
         raise type(error)(f"Partition {number}: {error}") from error
 
@@ -104,7 +108,7 @@ def train(plan: Plan, rank: int, parts: list[Part]) -> Any:
         group = _meet(plan, rank, fit.settings.device)
         if group is not None and fit.settings.own_parts:
             _check_apart(group)
-        files = Files(parts, vae.n_features_in_)
+        files = Files(parts, vae.n_features_in_, plan.dtype)
         rows = _rows(plan, files, ALONE if group is None else group)
         if rank:
             vae.verbose = 0
@@ -124,6 +128,7 @@ def train(plan: Plan, rank: int, parts: list[Part]) -> Any:
     except ConnectionError:
         n = len(fit.losses)
         reached = fit.n_epochs > n_epochs
+        fit.__dict__.pop("module", None)  # that of an earlier mean
         return Left(
             fit if reached else None,
             [loss + fit.unit for loss in fit.losses] if reached else [],

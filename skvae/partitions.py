@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Columns, column_at, table_library, warn_of_identifiers
+from .columns import Columns, table_library, warn_of_identifiers
 
 Floats = NDArray[np.float64]
 
@@ -33,8 +33,10 @@ class Part:
     weights : ndarray of shape (n_rows,) or None
     schema : Columns
         By which its categories have codes.
-    seen : object
-        A few of its rows, in which each category occurs; the first one, at least.
+    first : object
+        Its first row, if there is one, for its types.
+    seen : dict of object
+        Of each categorical column a table of it alone, in which each category occurs once.
     n_cells : dict of int
         Of each categorical column, those that are not missing.
     """
@@ -44,7 +46,8 @@ class Part:
     dtype: Any
     weights: Floats | None
     schema: Columns
-    seen: Any
+    first: Any
+    seen: dict[int, Any]
     n_cells: dict[int, int]
     recoded: dict[int, Floats] = field(default_factory=dict)  # of each old code, the new one
 
@@ -61,24 +64,30 @@ def stage(
 
     ``schema`` is of the partition alone; ``check(schema, T)`` may refuse cells.
     """
-    T = schema.encode(X, dtype=X.dtype if table_library(X) is None else None)
+    T = schema.encode(X, dtype=float_of(X.dtype) if table_library(X) is None else None)
     check(schema, T)
-    n_cells = {j: int(np.isfinite(T[:, j]).sum()) for j in schema.levels}
-    firsts = [np.unique(T[:, j], return_index=True)[1] for j in schema.levels]
-    rows = np.unique(np.concatenate([np.arange(min(len(T), 1)), *firsts]))  # and its types
-    seen = Columns.take(X, rows)
+    kept = np.arange(len(T)) if weights is None else np.flatnonzero(weights)
     if weights is not None:
-        kept = weights > 0
         T, weights = T[kept], weights[kept]
+    n_cells, seen = {}, {}
+    for j in schema.levels:
+        _, at = np.unique(T[:, j], return_index=True)
+        known = np.isfinite(T[:, j])
+        n_cells[j], rows = int(known.sum()), kept[at[known[at]]]
+        seen[j] = X[rows, j : j + 1] if table_library(X) is None else X.iloc[rows, [j]]
+    first = Columns.take(X, slice(0, 1))
     path = Path(folder) / f"{name}-{uuid4().hex}"
     T.tofile(path)
-    return Part(str(path), len(T), T.dtype, weights, schema, seen, n_cells)
+    return Part(str(path), len(T), T.dtype, weights, schema, first, seen, n_cells)
 
 
-def merge(parts: Sequence[Part], likelihood: Any, categorical_features: Any) -> Columns:
+def merge(
+    parts: Sequence[Part], likelihood: Any, categorical_features: Any, known: Columns | None = None
+) -> Columns:
     """The schema of all parts, whose codes are from now on its own.
 
-    Categories are those of the whole table, in the order that they would have there.
+    Categories are those of the whole table, in the order that they would have there; or the schema
+    is a ``known`` one, whose categories they are, and others count as missing.
 
     Raises
     ------
@@ -86,19 +95,21 @@ def merge(parts: Sequence[Part], likelihood: Any, categorical_features: Any) -> 
         Where a column is of one family in one part and of another in another one.
     """
     _check_kinds(parts)
-    filled = [part for part in parts if len(part.seen)]
-    seen = [part.seen for part in filled] or [parts[0].seen]
-    if table_library(seen[0]) is None:
-        together: Any = np.concatenate(seen)
-    else:
-        # pandas forgets that columns are categorical where their categories differ
-        from dask.dataframe.dispatch import concat
-
-        together = concat(seen)
-    schema = Columns.read(together, likelihood, categorical_features, whole=False)
+    filled = [part for part in parts if len(part.first)]
+    schema = known or _read(
+        [part.first for part in filled] or [parts[0].first], likelihood, categorical_features
+    )
+    if known is None:
+        for j, name in ((j, schema.names[j]) for j in schema.levels):
+            column = Columns([name], ["categorical"], schema.library)
+            cells = [part.seen[j] for part in filled]
+            if cells:
+                schema.levels[j], n_found, _ = column.find_levels(_concatenated(cells), 0)
+                n_cells = sum(part.n_cells[j] for part in filled)
+                warn_of_identifiers(name, n_found, n_cells)
+    elif filled:
+        _check_known(filled[0].schema, known)
     for j, levels in schema.levels.items():
-        n_cells = sum(part.n_cells.get(j, 0) for part in parts)
-        warn_of_identifiers(schema.names[j], _n_seen(together, j), n_cells)
         positions = {level: code for code, level in enumerate(levels.tolist())}
         for part in filled:
             old = part.schema.levels[j].tolist()
@@ -106,10 +117,36 @@ def merge(parts: Sequence[Part], likelihood: Any, categorical_features: Any) -> 
     return schema
 
 
+def _read(firsts: list[Any], likelihood: Any, categorical_features: Any) -> Columns:
+    return Columns.read(_concatenated(firsts), likelihood, categorical_features, whole=False)
+
+
+def _concatenated(tables: list[Any]) -> Any:
+    if table_library(tables[0]) is None:
+        return np.concatenate(tables)
+    # pandas forgets that columns are categorical where their categories differ
+    from dask.dataframe.dispatch import concat
+
+    return concat(tables)
+
+
+def _check_known(schema: Columns, known: Columns) -> None:
+    """Refuse to go on from a model whose categorical columns are others."""
+    for j, name in enumerate(schema.names):
+        if (j in schema.levels) != (j in known.levels):
+            now, before = (
+                "categorical" if j in each.levels else "numeric" for each in (schema, known)
+            )
+            raise ValueError(
+                f"Column {name!r} is {now}, but {before} in the fit to go on from: convert it, or "
+                "set warm_start=False."
+            )
+
+
 def _check_kinds(parts: Sequence[Part]) -> None:
     first: dict[int, tuple[int, Part]] = {}
     for number, part in enumerate(parts):
-        if not len(part.seen):
+        if not len(part.first):
             continue
         for j, family in enumerate(part.schema.families):
             at, other = first.setdefault(j, (number, part))
@@ -132,13 +169,6 @@ def _check_kinds(parts: Sequence[Part]) -> None:
                 )
 
 
-def _n_seen(table: Any, j: int) -> int:
-    """Categories that occur."""
-    if table_library(table) is None:
-        return len(np.unique(table[~np.isnan(table[:, j]), j]))
-    return int(column_at(table, j).nunique())
-
-
 class Files:
     """What is in the files of one worker, as an array whose slices are read when they are needed.
 
@@ -147,11 +177,12 @@ class Files:
     parts : sequence of Part
         With rows.
     n_columns : int
+    dtype : dtype
+        That cells are read as.
     """
 
-    def __init__(self, parts: Sequence[Part], n_columns: int) -> None:
-        self.parts = list(parts)
-        self.dtype = np.result_type(*(part.dtype for part in parts))
+    def __init__(self, parts: Sequence[Part], n_columns: int, dtype: Any) -> None:
+        self.parts, self.dtype = list(parts), np.dtype(dtype)
         self._ends = np.cumsum([part.n_rows for part in parts])
         self.shape = int(self._ends[-1]), n_columns
 

@@ -122,8 +122,16 @@ class Group(World):
             own = of_torch.PrefixStore("nccl", store)
             return of_torch.ProcessGroupNCCL(own, rank, size, self._wait)
 
-        self._gloo = self._guarded(gloo)
-        self._nccl = self._guarded(on_gpus) if nccl else None
+        self._gloo, self._nccl = self._guarded(gloo), None
+        wanted = torch.tensor(float(nccl))
+        if self.min(wanted) != self.max(wanted):
+            self.close()
+            raise ValueError(
+                "Some processes train on GPUs and others do not: set device='cpu', or leave out "
+                "those without."
+            )
+        if nccl:
+            self._nccl = self._guarded(on_gpus)
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import math
 import os
 import pickle
 import signal
@@ -29,6 +30,7 @@ from scipy.sparse import csr_matrix
 from skvae import VAETransformer
 from skvae import dask as skvae_dask
 from skvae.dask import DaskVAETransformer
+from skvae.fitting import Fit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning"),
@@ -44,6 +46,7 @@ QUICK = {"noise": "homoscedastic", "random_state": 0}  # no separate spread
 MANY = np.tanh(RNG.normal(size=(6500, 3))) @ RNG.normal(size=(3, 12))
 MANY = (MANY + 0.2 * RNG.normal(size=MANY.shape)).astype(np.float32)  # no few-rows' rules
 CURVED = MANY[:3000]
+NUMBERS = list(range(12))  # of its columns
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,7 @@ def test_how_workers_hold_rows_and_how_large_batches_are(client, monkeypatch):
     X = da.zeros((30_000, 12), chunks=(5_000, 12), dtype=np.float32)
     parameters = DaskVAETransformer(**QUICK)._parameters()
     parts = skvae_dask._partitions(X, None)
-    with skvae_dask._Fleet(client, parts, parameters, list(range(12))) as fleet:
+    with skvae_dask._Fleet(client, parts, parameters, NUMBERS) as fleet:
         schema = fleet.stage()
 
         def planned():
@@ -177,7 +180,7 @@ def test_how_workers_hold_rows_and_how_large_batches_are(client, monkeypatch):
 
 
 def test_weights_that_differ_between_workers_would_be_noticed(client, monkeypatch):
-    monkeypatch.setattr(skvae_dask, "_digest", lambda vae: "of other weights")  # here, not there
+    monkeypatch.setattr(skvae_dask, "digest", lambda vae: "of other weights")  # here, not there
     with pytest.raises(RuntimeError, match="The workers ended with different weights"):
         DaskVAETransformer(max_iter=1, **QUICK).fit(da.from_array(CURVED, chunks=(1500, 12)))
 
@@ -258,6 +261,10 @@ def test_methods_give_collections_that_are_what_one_machine_gives(client, fitted
     as_table = dd.from_pandas(pd.DataFrame(Z.compute()), npartitions=3)
     again = vae.inverse_transform(as_table).compute().reset_index(drop=True)
     pd.testing.assert_frame_equal(again, wanted, check_dtype=False)
+    single = X.astype(dict.fromkeys(("normal", "count"), np.float32))[["normal", "count"]]
+    small = DaskVAETransformer(1, max_iter=0, **QUICK).fit(single.fillna(0))
+    Z = small.transform(single)
+    assert Z.dtype == Z.compute().dtype == np.float32
     drawn = vae.impute(X, n_draws=2, random_state=0)
     assert [len(table.compute()) for table in drawn] == [800, 800]
     assert not drawn[0].compute().equals(drawn[1].compute())
@@ -326,6 +333,52 @@ def test_warm_start_goes_on(client):
     assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.02)
 
 
+def test_warm_start_keeps_its_categories(client):
+    """Of others that come, some are known by other positions, and some count as missing."""
+    params = QUICK | {"max_iter": 20, "warm_start": True}
+    vae, alone = DaskVAETransformer(**params), VAETransformer(**params)
+    first, second = (table.reset_index(drop=True) for table in categories("abc", "bcd"))
+    for table in (first, second):
+        vae.fit(dd.from_pandas(table, npartitions=3))
+        alone.fit(table)
+    assert vae._columns.levels[1].tolist() == ["a", "b", "c"]
+    known = second[second.kind != "d"].reset_index(drop=True)
+    assert (vae.inverse_transform(vae.transform(known)).kind == known.kind).mean() > 0.95
+    # rounding has some tenths after forty epochs; with other codes, eight nats are lost
+    assert vae.score(second) == pytest.approx(alone.score(second), abs=0.2)
+    with pytest.raises(ValueError, match="'kind' is numeric, but categorical in the fit to go on"):
+        vae.fit(dd.from_pandas(first.assign(kind=1.0), npartitions=2))
+
+
+def categories(*choices):
+    """A column that tells categories apart, and these."""
+    random = np.random.default_rng(0)
+    for letters in choices:
+        kind = random.choice(list(letters), 300)
+        at = np.array([ord(letter) for letter in kind]) - 98.0
+        yield pd.DataFrame({"x": 3 * at + 0.1 * random.normal(size=300), "kind": kind})
+
+
+def test_rows_of_no_weight_add_no_categories(client):
+    (table,) = categories("abc")
+    X = dd.from_pandas(table, npartitions=2)
+    weights = (X.kind != "a").astype(float)
+    vae = DaskVAETransformer(max_iter=0, **QUICK).fit(X, sample_weight=weights)
+    alone = VAETransformer(max_iter=0, **QUICK).fit(table, sample_weight=table.kind != "a")
+    assert vae._columns.levels[1].tolist() == alone._columns.levels[1].tolist() == ["b", "c"]
+
+
+@pytest.mark.parametrize("types", [("float32", "float64"), ("int64", "float64")])
+def test_chunks_of_several_types_are_one_array(client, types):
+    chunks = [np.rint(10 * CURVED[:200]).astype(dtype) for dtype in types]
+    X = da.concatenate(
+        [da.from_delayed(dask.delayed(chunk), chunk.shape, dtype=float) for chunk in chunks]
+    )
+    vae = DaskVAETransformer(max_iter=2, **QUICK).fit(X)
+    alone = VAETransformer(max_iter=2, **QUICK).fit(np.vstack(chunks))
+    assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=1e-3)
+
+
 BAD = [
     (CURVED, {}, TypeError, "X is ndarray, and fit takes Dask arrays and DataFrames"),
     (da.ones((10, 2)).astype(str), {}, TypeError, "X holds <U32: convert it to numbers"),
@@ -344,6 +397,7 @@ BAD = [
         r"Partition \d: likelihood='poisson' needs whole numbers between 0 and 1e\+13",
     ),
     (da.ones((10, 2)), {"max_iter": -1}, ValueError, "max_iter"),
+    (da.ones((10, 2)), {"exposure": "total"}, ValueError, "exposure='total' is of counts"),
     (da.ones((10, 0)), {}, ValueError, "X has 0 columns"),
     (da.ones((9, 2), chunks=3), QUICK, ValueError, "Found 1 distinct row of positive weight"),
     (
@@ -384,7 +438,9 @@ def test_more_that_is_refused(client, fitted):
     with pytest.raises(TypeError, match=r"sample_weight must be numbers: could not .*'a'"):
         words = da.from_array(np.full(3000, "a"), chunks=1000)
         DaskVAETransformer().fit(X, sample_weight=words)
-    for seconds in ("soon", 0.1, None):
+    with dask.config.set({"skvae.timeout": 1}):
+        assert DaskVAETransformer(max_iter=2, **QUICK).fit(X).n_iter_ == 2
+    for seconds in ("soon", 0.1, None, math.inf):
         with (
             dask.config.set({"skvae.timeout": seconds}),
             pytest.raises(ValueError, match=f"number of seconds, 1 at least, got {seconds!r}"),
@@ -646,6 +702,72 @@ def test_a_worker_that_dies_in_training_is_survived(mortal, monkeypatch, copied)
     assert no_files_are_left(mortal)
 
 
+def test_a_worker_that_falls_silent_is_left_alone(mortal, monkeypatch):
+    monkeypatch.setattr(skvae_dask, "PATIENCE", 2.0)
+    address, pid = min(mortal.run(os.getpid).items())
+    X = da.from_array(CURVED, chunks=(600, 12))
+    epochs = []
+
+    def watch(line):
+        epochs.append(line)
+        if len(epochs) == 10:
+            os.kill(pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(skvae_dask, "print", watch, raising=False)
+    params = QUICK | {"max_iter": 40, "n_iter_no_change": 40, "batch_size": 64}
+    try:
+        with (
+            dask.config.set({"skvae.timeout": 3}),
+            pytest.warns(RuntimeWarning, match=f"{address} was lost during fit"),
+        ):
+            vae = DaskVAETransformer(verbose=1, client=mortal, **params).fit(X)
+        assert vae.n_iter_ == 40
+        assert address in mortal.nthreads()  # Dask has not noticed
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_paused_workers_get_no_part(client):
+    def become(status, dask_worker):
+        dask_worker.status = distributed.Status[status]
+
+    one = min(client.nthreads())
+    X = da.from_array(CURVED, chunks=(600, 12))
+    client.run(become, "paused", workers=[one])
+    try:
+        parts = skvae_dask._partitions(X, None)
+        while client.sync(client.scheduler.identity)["workers"][one]["status"] != "paused":
+            time.sleep(0.05)
+        with skvae_dask._Fleet(client, parts, VAETransformer().get_params(), NUMBERS) as fleet:
+            fleet.stage()
+            assert one not in {address for address, _ in fleet.staged.values()}
+    finally:
+        client.run(become, "running", workers=[one])
+
+
+def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch):
+    """In this process, whose fit can be disturbed."""
+    fit_spread, calls = Fit._fit_spread, []
+
+    def lost_at_first(self, *args, **kwargs):
+        calls.append(len(self.losses))
+        if len(calls) == 1:
+            raise ConnectionError("another one is lost")
+        return fit_spread(self, *args, **kwargs)
+
+    X = da.from_array(CURVED[:600], chunks=(300, 12))
+    params = {"max_iter": 3, "random_state": 0, "early_stopping": False}
+    with distributed.Client(processes=False, n_workers=1, dashboard_address=":0") as one:
+        alone = DaskVAETransformer(client=one, **params).fit(X)
+        monkeypatch.setattr(Fit, "_fit_spread", lost_at_first)
+        with pytest.warns(RuntimeWarning, match="was lost during fit"):
+            vae = DaskVAETransformer(client=one, **params).fit(X)
+    assert calls == [3, 0]
+    assert vae.n_iter_ == 3 and vae.loss_curve_ == alone.loss_curve_
+    np.testing.assert_array_equal(vae.transform(CURVED), alone.transform(CURVED))
+    assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.5)
+
+
 def slowly(part):
     time.sleep(0.5)
     return part
@@ -719,16 +841,18 @@ def test_the_result_of_a_worker_that_is_gone_is_not_waited_for(client):
 
 
 def test_a_task_may_fit_and_score(client):
-    def fit():
+    def fit(named):
         X = da.from_array(CURVED, chunks=(1500, 12))
-        vae = DaskVAETransformer(max_iter=2, **QUICK).fit(X)
+        vae = DaskVAETransformer(max_iter=2, **QUICK)
+        vae.set_params(client=distributed.get_client() if named else None).fit(X)
         return vae.to_local(), vae.score(X)
 
-    # on a worker of one thread, which the fit needs, too
-    local, score = client.submit(fit, pure=False).result(timeout=120)
     here = DaskVAETransformer(max_iter=2, **QUICK).fit(da.from_array(CURVED, chunks=(1500, 12)))
-    assert score == pytest.approx(local.score(CURVED), abs=1e-5)
-    assert score == pytest.approx(here.score(CURVED), abs=1e-5)
+    for named in (False, True):
+        # on a worker of one thread, which the fit needs, too
+        local, score = client.submit(fit, named, pure=False).result(timeout=120)
+        assert score == pytest.approx(local.score(CURVED), abs=1e-5)
+        assert score == pytest.approx(here.score(CURVED), abs=1e-5)
 
 
 def test_ctrl_c_keeps_the_best_weights_so_far(client, monkeypatch):
@@ -740,10 +864,14 @@ def test_ctrl_c_keeps_the_best_weights_so_far(client, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(skvae_dask, "print", ctrl_c, raising=False)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # others may ignore it
     X = da.from_array(CURVED, chunks=(1500, 12))
     vae = DaskVAETransformer(max_iter=400, n_iter_no_change=400, verbose=1, **QUICK)
-    with pytest.warns(ConvergenceWarning, match="Interrupted after"):
-        vae.fit(X)
+    try:
+        with pytest.warns(ConvergenceWarning, match="Interrupted after"):
+            vae.fit(X)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert 5 <= vae.n_iter_ < 400
     assert np.isfinite(vae.score(CURVED))
     assert DaskVAETransformer(max_iter=2, **QUICK).fit(X).n_iter_ == 2

@@ -65,12 +65,22 @@ def _serve(rank, port, tasks, results):
     )
     for number, (task, args) in enumerate(iter(tasks.get, None)):
         group = Group(distributed.PrefixStore(f"task {number}", store), rank, 2, timeout=60)
+        group.other_store = distributed.PrefixStore(f"another group of {number}", store)
         try:
             outcome = task(group, *args)
         except Exception as error:  # for the test that asked for this
             outcome = error
         # as bytes: torch would send handles of memory that goes away with this process
         results.put((rank, pickle.dumps(outcome)))
+
+
+def of_two_devices(group):
+    with pytest.raises(ValueError, match="Some processes train on GPUs and others do not"):
+        Group(group.other_store, group.rank, 2, 60.0, nccl=group.rank == 0)
+
+
+def test_devices_must_be_alike(run):
+    run(of_two_devices)
 
 
 def half(table, group):
