@@ -553,24 +553,23 @@ class _Fleet:
         """Delete the files, on workers that are still there and answer."""
         self.client.run(forget, self.name, workers=self._addresses(), on_error="ignore")
 
-    def _addresses(self, but: tuple[str, ...] = ()) -> list[str]:
-        """Workers that are there, of whatever status, ``but`` some."""
+    def _addresses(self) -> list[str]:
+        """Workers that are there, of whatever status."""
         # not of scheduler_info, which the client itself empties now and then
-        workers = self.client.sync(self.client.scheduler.identity)["workers"]
-        return sorted(
-            address
-            for address, worker in workers.items()
-            if address not in self.silent and worker["status"] not in but
-        )
+        return sorted(set(self.client.nthreads()) - self.silent)
 
     def _left(self) -> list[str]:
         """Workers that take tasks, or come back within reasonable time; at least one."""
         end = time.monotonic() + PATIENCE
-        while not (found := self._addresses(but=("paused",))):
+        while True:
+            workers = self.client.sync(self.client.scheduler.identity)["workers"]
+            if found := [
+                a for a in self._addresses() if workers.get(a, {}).get("status") == "running"
+            ]:
+                return found
             if time.monotonic() > end:
                 raise ConnectionError("The cluster has no worker that takes tasks: start some.")
             time.sleep(0.2)
-        return found
 
     # ---------------------------------------------------------------- partitions
 
@@ -745,20 +744,14 @@ class _Fleet:
                 _pause(pending)
                 if together and len(pending) < len(futures) and end == math.inf:
                     end = time.monotonic() + PATIENCE
-                if time.monotonic() > end:
-                    silent = {a for f, a in zip(futures, addresses, strict=True) if not f.done()}
-                    self.silent |= silent
-                    raise _Lost(silent, self._results(futures, addresses))
+                late = {a for f, a in zip(futures, addresses, strict=True) if not f.done()}
+                if late and time.monotonic() > end:
+                    self.silent |= late
+                    raise _Lost(late, self._results(futures, addresses))
                 if any(f.status == "error" for f in futures):
                     self._rest(futures, addresses, set())  # nothing goes on behind our back
                 self._raise_errors(futures)
-                here = self._addresses()
-                gone = {
-                    a
-                    for f, a in zip(futures, addresses, strict=True)
-                    if not f.done() and a not in here
-                }
-                if gone:
+                if gone := late - set(self._addresses()):
                     raise _Lost(gone, self._rest(futures, addresses, gone))
             self._raise_errors(futures)
             found = self._results(futures, addresses)

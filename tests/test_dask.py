@@ -1,5 +1,6 @@
 """A model of a cluster's rows: equal to that of one machine, and workers that die."""
 
+import contextlib
 import functools
 import gc
 import math
@@ -62,10 +63,15 @@ def mortal():
         yield client
 
 
+@contextlib.contextmanager
 def cluster(**options):
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"} | options
     dask.config.set({"distributed.comm.timeouts.connect": "20s"})
-    return distributed.Client(distributed.LocalCluster(**options), set_as_default=True)
+    with (
+        distributed.LocalCluster(**options) as workers,
+        distributed.Client(workers, set_as_default=True) as client,
+    ):
+        yield client
 
 
 def mixed_table(n_rows):
@@ -728,21 +734,26 @@ def test_a_worker_that_falls_silent_is_left_alone(mortal, monkeypatch):
 
 
 def test_paused_workers_get_no_part(client):
-    def become(status, dask_worker):
-        dask_worker.status = distributed.Status[status]
+    def pause_beyond(share, dask_worker):
+        dask_worker.memory_manager.memory_pause_fraction = share
 
     one = min(client.nthreads())
     X = da.from_array(CURVED, chunks=(600, 12))
-    client.run(become, "paused", workers=[one])
-    try:
-        parts = skvae_dask._partitions(X, None)
-        while client.sync(client.scheduler.identity)["workers"][one]["status"] != "paused":
-            time.sleep(0.05)
-        with skvae_dask._Fleet(client, parts, VAETransformer().get_params(), NUMBERS) as fleet:
-            fleet.stage()
-            assert one not in {address for address, _ in fleet.staged.values()}
-    finally:
-        client.run(become, "running", workers=[one])
+    with skvae_dask._Fleet(client, [], {}, []) as fleet:
+        assert one in fleet._left()
+        client.run(pause_beyond, 1e-9, workers=[one])
+        try:
+            end = time.monotonic() + 20  # a worker looks at its memory now and then
+            while one in fleet._left() and time.monotonic() < end:
+                time.sleep(0.05)
+            vae = DaskVAETransformer(max_iter=2, client=client, **QUICK).fit(X)
+        finally:
+            client.run(pause_beyond, 0.8, workers=[one])
+    assert one not in fleet._left() and vae.n_iter_ == 2
+    end = time.monotonic() + 20
+    while one not in fleet._left() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert one in fleet._left()
 
 
 def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch):
