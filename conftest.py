@@ -3,6 +3,8 @@
 import os
 from importlib.util import find_spec
 
+import pytest
+
 # Without it scikit-learn silently skips its array checks; scipy reads it once, at import.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 # No window opens where displays are tested.
@@ -13,3 +15,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The examples of displays draw, and those of extras need them.
 extras = {"matplotlib": "skvae/display.py", "distributed": "skvae/dask.py"}
 collect_ignore = [path for extra, path in extras.items() if not find_spec(extra)]
+
+
+@pytest.fixture
+def one_thread():
+    """As many as other processes have: sums are rounded alike."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

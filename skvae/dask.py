@@ -69,11 +69,11 @@ class DaskVAETransformer(VAETransformer):
     collections, of which nothing is computed before it is asked for; of arrays and tables in
     memory, they give what `VAETransformer` gives.
 
-    Up to four million cells, each worker gets all rows, and the fit is that of one machine but for
-    rounding; there, one machine is faster. Of more, each worker has its own, on disk where they
-    take more than a quarter of its memory. Gradients are summed after each batch, so that
-    ``batch_size`` counts the rows of all workers. Where it is "auto", such a batch is of 1024 rows
-    a worker, as long as an epoch then has 64 batches.
+    Up to four million cells, each worker gets all rows, and the fit is that of one machine, to the
+    bit where processors and threads are alike; there, one machine is faster. Of more, each worker
+    has its own, on disk where they take more than a quarter of its memory. Gradients are summed
+    after each batch, so that ``batch_size`` counts the rows of all workers. Where it is "auto",
+    such a batch is of 1024 rows a worker, as long as an epoch then has 64 batches.
 
     A fit survives the loss of workers, three times, with a warning: the others go on from their
     best weights so far, with the lost rows read anew.

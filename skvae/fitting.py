@@ -496,8 +496,8 @@ class Fit:
         for module in model.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
-                if world.n_workers > 1:  # what is drawn for own rows leaves alone what all draw
-                    own = self.seed + 4 + self.n_epochs + world.worker * STREAM
+                if world.size > 1:  # what is drawn for own rows leaves alone what all draw
+                    own = self.seed + 4 + self.n_epochs + world.rank * STREAM
                     module.generator = torch.Generator().manual_seed(own)
         with torch.no_grad():
             # a component without loadings is a saddle: encoder and decoder both see no gradient

@@ -337,7 +337,7 @@ class Trainer:
             self._step_by(lengths)
 
         step: Callable[..., None] = as_it_is
-        if epoch >= rows.steady and self.world.n_workers == 1:
+        if epoch >= rows.steady and self.world.size == 1:
             if self._recorded is None or self._recorded[0] is not rows:
                 self._recorded = rows, Recording(as_it_is)
             step = self._recorded[1]
@@ -350,18 +350,15 @@ class Trainer:
         self, rows: Rows, epoch: int, batch: tuple[Tensor, ...]
     ) -> tuple[Tensor, int]:
         """That of a batch, over all processes; the mean loss of the rows that are this one's."""
-        n = size = len(batch[0])
-        world = self.world
-        if world.n_workers > 1:
-            own = world.part(size)
-            n, batch = own.stop - own.start, tuple(t[own] for t in batch)
+        n = len(batch[0])
         if n:
             loss = rows.backward(epoch, *batch)
         else:
             loss = self.grad.zero_().sum()
-        if world.n_workers > 1:
-            self.grad.mul_(n / world.batch_size(size, rows.n_rows / rows.n_batches))
-            world.sum_(self.grad)
+        if self.world.size > 1:
+            # batches of processes are not equally large, and rows weigh the same
+            self.grad.mul_(n * rows.n_batches / rows.n_rows)
+            self.world.sum_(self.grad)
         return loss, n
 
     def replay(self, rows: Rows, path: list[float]) -> bool:

@@ -22,12 +22,9 @@ class World:
     ----------
     rank, size : int
         Whose rows these are, of how many that have rows of their own.
-    worker, n_workers : int
-        Which process this is, of how many that train together.
     """
 
     rank, size = 0, 1
-    worker, n_workers = 0, 1
 
     def sum(self, value: Value) -> Value:
         """The sum of what all processes give."""
@@ -43,14 +40,6 @@ class World:
 
     def sum_(self, tensor: Tensor) -> None:
         """The sum of what all processes have worked out from a batch, in place."""
-
-    def part(self, n_rows: int) -> slice:
-        """Which of a batch's rows are this process's work."""
-        return slice(0, n_rows)
-
-    def batch_size(self, n_rows: int, mean: float) -> float:
-        """Rows of the batch of which these are part, of so many on average."""
-        return n_rows
 
     def lead_(self, tensor: Tensor) -> None:
         """What the first process gives, in place."""
@@ -102,7 +91,7 @@ class Group(World):
     ) -> None:
         from torch import distributed
 
-        self.rank, self.size = self.worker, self.n_workers = rank, size
+        self.rank, self.size = rank, size
         self._wait = timedelta(seconds=timeout)
         self._ops: Any = distributed.ReduceOp
 
@@ -152,9 +141,6 @@ class Group(World):
     def sum_(self, tensor: Tensor) -> None:
         self._run(tensor, lambda group: group.allreduce([tensor], self._ops.SUM))
 
-    def batch_size(self, n_rows: int, mean: float) -> float:
-        return mean  # batches of processes are not equally large, and rows weigh the same
-
     def lead_(self, tensor: Tensor) -> None:
         told = tensor.contiguous()
         self._run(told, lambda group: group.broadcast(told, 0))
@@ -198,9 +184,9 @@ class Group(World):
 
 
 class Copies(World):
-    """Several processes that each have all the rows, and divide the work of each batch.
+    """Several processes that each have all the rows, and do the same with them.
 
-    They draw the same numbers, so that it is one fit, that of one process but for rounding.
+    It is the fit of one process, to the bit; the first one leads, should processors differ.
 
     Parameters
     ----------
@@ -209,17 +195,9 @@ class Copies(World):
 
     def __init__(self, group: Group) -> None:
         self._group = group
-        self.worker, self.n_workers = group.worker, group.n_workers
-
-    def sum_(self, tensor: Tensor) -> None:
-        self._group.sum_(tensor)
 
     def lead_(self, tensor: Tensor) -> None:
         self._group.lead_(tensor)
 
     def lead(self, value: float) -> float:
         return self._group.lead(value)
-
-    def part(self, n_rows: int) -> slice:
-        first, last = (n_rows * i // self.n_workers for i in (self.worker, self.worker + 1))
-        return slice(first, last)

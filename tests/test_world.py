@@ -237,28 +237,19 @@ def copies_fitted(group, data, params):
 
 @pytest.mark.filterwarnings("ignore:max_iter=")
 @pytest.mark.parametrize("kind", ["digits", "table", "dropout"])
-def test_processes_with_all_rows_fit_what_one_fits(run, kind):
-    # a spread that varies with z costs whole nats where a test row's pixel was constant before:
-    # rounding then decides on more than 0.1
-    params, data = {"noise": "homoscedastic", "max_iter": 12}, load_digits().data
-    data = data[np.random.default_rng(0).permutation(len(data))]
-    data, others = data[:1300], data[1300:]
+def test_processes_with_all_rows_fit_what_one_fits(run, one_thread, kind):
+    params, data = {"max_iter": 12}, load_digits().data[:500]
     if kind == "table":
-        params = {
-            "likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")},
-            "max_iter": 12,
-        }
-        data, others = table(700)[:500], table(700)[500:]
+        params["likelihood"] = {k: KINDS[k] for k in ("positive", "count", "flag")}
+        data = table(500)
     elif kind == "dropout":
         params |= {"dropout": 0.1, "max_iter": 5, "n_components": 1}
     one, two = run(copies_fitted, data, params)
     check_equal(one, two)
     alone = VAETransformer(random_state=0, **params).fit(data)
-    if kind == "dropout":  # of other units
-        assert one[2].n_iter_ == alone.n_iter_
-        assert one[2].score(others) == pytest.approx(alone.score(others), rel=0.05)
-    else:
-        assert one[2].score(others) == pytest.approx(alone.score(others), abs=0.1)
+    assert one[1][0] == alone.loss_curve_ and one[1][1] == alone.validation_scores_
+    for name, value in alone.module_.state_dict().items():
+        np.testing.assert_array_equal(one[0][name], value, err_msg=name)
 
 
 @pytest.mark.filterwarnings("ignore:max_iter=")
