@@ -373,6 +373,7 @@ class DaskVAETransformer(VAETransformer):
                 model=model,
                 method="inverse_transform",
                 width=(self.n_features_in_,),
+                kind=float_of(Z.dtype),
                 dtype=float_of(Z.dtype),
                 chunks=(Z.chunks[0], (self.n_features_in_,)),
                 meta=np.empty((0, 0), float_of(Z.dtype)),
@@ -408,7 +409,7 @@ class DaskVAETransformer(VAETransformer):
             dtype = dtype or (np.float32 if single else np.float64)
             parts = [
                 da.from_delayed(
-                    delayed(apply)(part, model, method, width),
+                    delayed(apply)(part, model, method, width, dtype),
                     shape=(np.nan, *width),
                     meta=np.empty((0,) * (1 + len(width)), dtype),
                 )
@@ -422,6 +423,7 @@ class DaskVAETransformer(VAETransformer):
             model=model,
             method=method,
             width=width,
+            kind=dtype,
             dtype=dtype,
             chunks=(X.chunks[0], *((n,) for n in width)),
             drop_axis=[] if width else [1],
@@ -633,6 +635,8 @@ class _Fleet:
             schema, noted = self.stage(), False
             plan, members = self._plan(fit, schema, score_seed, named, go_on, before.n_iter)
             stop = distributed.Event(f"{plan.name}-stop", client=self.client)
+            if interrupted:
+                stop.set()
             self.client.subscribe_topic(plan.name, lambda event: print(event[1]))
             futures = [
                 self.client.submit(

@@ -75,7 +75,7 @@ def stage(
         known = np.isfinite(T[:, j])
         n_cells[j], rows = int(known.sum()), kept[at[known[at]]]
         seen[j] = X[rows, j : j + 1] if table_library(X) is None else X.iloc[rows, [j]]
-    first = Columns.take(X, slice(0, 1))
+    first = Columns.take(X, np.arange(min(len(X), 1)))  # a copy: a view would hold all of X
     path = Path(folder) / f"{name}-{uuid4().hex}"
     T.tofile(path)
     return Part(str(path), len(T), T.dtype, weights, schema, first, seen, n_cells)
@@ -160,11 +160,15 @@ def _check_kinds(parts: Sequence[Part]) -> None:
                     "convert it to one type with astype, or name its family in likelihood."
                 )
             types = [p.schema.dtypes[j] if p.schema.dtypes else None for p in (other, part)]
-            if getattr(types[0], "ordered", False) and types[0] != types[1]:
-                orders = [list(getattr(t, "categories", [])) for t in types]
+            ordered = [getattr(t, "ordered", False) for t in types]
+            if any(ordered) and types[0] != types[1]:
+                orders = [
+                    f"ordered as {list(getattr(t, 'categories', []))}" if o else "not ordered"
+                    for o, t in zip(ordered, types, strict=True)
+                ]
                 raise ValueError(
-                    f"Column {part.schema.names[j]!r} is ordered as {orders[0]} in partition {at} "
-                    f"and as {orders[1]} in partition {number}: give all of X one type, "
+                    f"Column {part.schema.names[j]!r} is {orders[0]} in partition {at} and "
+                    f"{orders[1]} in partition {number}: give all of X one type, "
                     f"X.astype({{{part.schema.names[j]!r}: dtype}})."
                 )
 
@@ -288,12 +292,12 @@ def checked_weights(weights: Any, n_rows: int) -> Any:
     return weights
 
 
-def apply(X: Any, model: Any, method: str, width: Any) -> Any:
+def apply(X: Any, model: Any, method: str, width: Any, kind: Any = np.float64) -> Any:
     """What a method gives for one partition, of which nothing may be left."""
     if not len(X):
         if not isinstance(width, tuple):
             return width  # an example
-        return np.empty((0, *width), getattr(X, "dtype", np.float64))
+        return np.empty((0, *width), kind)
     if method == "_stacked_posterior":
         return np.stack(model.posterior(X), axis=1)
     return getattr(model, method)(X)

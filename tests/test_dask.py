@@ -30,8 +30,10 @@ from scipy.sparse import csr_matrix
 
 from skvae import VAETransformer
 from skvae import dask as skvae_dask
+from skvae.columns import Columns
 from skvae.dask import DaskVAETransformer
 from skvae.fitting import Fit
+from skvae.partitions import stage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning"),
@@ -273,6 +275,8 @@ def test_methods_give_collections_that_are_what_one_machine_gives(client, fitted
     small = DaskVAETransformer(1, max_iter=0, **QUICK).fit(single.fillna(0))
     Z = small.transform(single)
     assert Z.dtype == Z.compute().dtype == np.float32
+    few = small.transform(single[single.normal > np.inf])  # partitions without any row
+    assert few.dtype == few.compute().dtype == np.float32
     drawn = vae.impute(X, n_draws=2, random_state=0)
     assert [len(table.compute()) for table in drawn] == [800, 800]
     assert not drawn[0].compute().equals(drawn[1].compute())
@@ -365,6 +369,17 @@ def categories(*choices):
         kind = random.choice(list(letters), 300)
         at = np.array([ord(letter) for letter in kind]) - 98.0
         yield pd.DataFrame({"x": 3 * at + 0.1 * random.normal(size=300), "kind": kind})
+
+
+@pytest.mark.parametrize("X", [CURVED, MIXED])
+def test_a_staged_part_holds_nothing_of_its_partition(X, tmp_path):
+    schema = Columns.read(X, "auto", "from_dtype")
+    part = stage(X, None, schema, str(tmp_path), "name", lambda *_: None)
+    for table in (part.first, *part.seen.values()):
+        assert len(table) < len(X)
+        cells = table if isinstance(table, np.ndarray) else table.iloc[:, 0].to_numpy()
+        whole = X if isinstance(X, np.ndarray) else X.iloc[:, 0].to_numpy()
+        assert not np.shares_memory(cells, whole)
 
 
 def test_rows_of_no_weight_add_no_categories(client):
@@ -497,9 +512,12 @@ def test_partitions_that_are_not_what_they_are_said_to_be(client):
         for levels in ("xy", "yx")
     ]
     with pytest.raises(
-        ValueError, match=r"'a' is ordered as \['x', 'y'\] in partition 0 and as \['y', 'x'\]"
+        ValueError, match=r"'a' is ordered as \['x', 'y'\] in partition 0 and ordered as \['y', 'x"
     ):
         vae.fit(partitions_of(*ordered))
+    loose = table.assign(a=ordered[0].a.cat.as_unordered())
+    with pytest.raises(ValueError, match=r"'a' is not ordered in partition 0 and ordered as"):
+        vae.fit(partitions_of(loose, ordered[0]))
 
 
 def test_types_and_categories_are_those_of_all_partitions(client):
