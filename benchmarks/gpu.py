@@ -24,8 +24,8 @@ from benchmarks.datasets import nonlinear
 from benchmarks.peers import Network, fit_skvae, run
 from skvae.training import Rows
 
-# rows, columns, network, rows of a batch, epochs
-CASES = [
+Case = tuple[int, int, Network, int, int]  # rows, columns, network, rows of a batch, epochs
+CASES: list[Case] = [
     (1_797, 64, Network((64,), 2), 128, 20),
     (20_000, 30, Network((64, 64), 8), 128, 5),
     (60_000, 784, Network((512, 256), 32), 256, 5),
@@ -35,11 +35,13 @@ CASES = [
 ON_CPU = 100  # columns, of the cases that are also timed there
 
 
-def step(X: np.ndarray, device: str, batch_size: int, network: Network, n_epochs: int) -> float:
-    """Return microseconds of a step."""
+def step(context: Any, device: str, X: np.ndarray, case: Case) -> float:
+    """Return microseconds of a step within this context."""
+    _, _, network, batch_size, n_epochs = case
     options: dict[str, Any] = {"noise": "homoscedastic", "early_stopping": False}
     fit = partial(fit_skvae, device=device, **options)
-    stamps = run(fit, X, network, 1 + n_epochs, batch_size, 0).stamps
+    with context():
+        stamps = run(fit, X, network, 1 + n_epochs, batch_size, 0).stamps
     return 1e6 * float(np.median(np.diff(stamps))) / -(-len(X) // batch_size)
 
 
@@ -65,21 +67,16 @@ def in_tf32() -> Iterator[None]:
 def measure(device: str, rounds: int) -> str:
     """Return a table of microseconds a step."""
     found = []
-    for n_rows, n_columns, network, batch_size, n_epochs in CASES:
+    for case in CASES:
+        n_rows, n_columns, network, batch_size, _ = case
         X = nonlinear(seed=0, n_rows=n_rows, n_columns=n_columns).astype(np.float32)
-
-        def timed(context: Any, where: str, case: tuple[Any, ...]) -> float:
-            with context():
-                return step(case[0], where, *case[1:])
-
-        case = X, batch_size, network, n_epochs
         timers = {
-            "one by one": partial(timed, one_by_one, device, case),
-            "recorded": partial(timed, contextlib.nullcontext, device, case),
-            "in TF32": partial(timed, in_tf32, device, case),
+            "one by one": partial(step, one_by_one, device, X, case),
+            "recorded": partial(step, contextlib.nullcontext, device, X, case),
+            "in TF32": partial(step, in_tf32, device, X, case),
         }
         if n_columns <= ON_CPU:
-            timers["on the CPU"] = partial(timed, contextlib.nullcontext, "cpu", case)
+            timers["on the CPU"] = partial(step, contextlib.nullcontext, "cpu", X, case)
         times = {name: f"{np.median(us):,.0f}" for name, us in take_turns(timers, rounds).items()}
         times.setdefault("on the CPU", "")
         units = ", ".join(map(str, network.hidden))

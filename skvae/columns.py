@@ -47,6 +47,14 @@ def dense(cells: Any) -> NDArray[Any]:
     return cells.toarray() if issparse(cells) else np.asarray(cells)
 
 
+def float_of(X: Any) -> np.dtype[Any]:
+    """The dtype of what methods give for such rows: float32 for rows of it alone, else float64."""
+    own = getattr(X, "dtype", None)
+    dtypes = X.dtypes if own is None else [own]  # of a DataFrame, one for each column
+    single = all(str(dtype).lower() == "float32" for dtype in dtypes)
+    return np.dtype(np.float32 if single else np.float64)
+
+
 def column_at(X: Any, j: int) -> Any:
     """A DataFrame's column by position: names may repeat."""
     return X.iloc[:, j] if table_library(X) == "pandas" else X.to_series(j)

@@ -34,14 +34,13 @@ except ImportError as error:  # pragma: no cover
 
 from . import columns
 from .checks import check_integer
-from .columns import Columns
+from .columns import Columns, float_of
 from .estimator import VAETransformer, _has_density, _undone_on_failure
 from .fitting import Fit
 from .member import Left, Plan, digest, forget, memory_limit, train, write
 from .partitions import (
     Part,
     apply,
-    float_of,
     impute,
     matrix,
     merge,
@@ -373,10 +372,10 @@ class DaskVAETransformer(VAETransformer):
                 model=model,
                 method="inverse_transform",
                 width=(self.n_features_in_,),
-                kind=float_of(Z.dtype),
-                dtype=float_of(Z.dtype),
+                kind=float_of(Z),
+                dtype=float_of(Z),
                 chunks=(Z.chunks[0], (self.n_features_in_,)),
-                meta=np.empty((0, 0), float_of(Z.dtype)),
+                meta=np.empty((0, 0), float_of(Z)),
             )
         if self._columns.library != "pandas":
             raise TypeError(
@@ -403,10 +402,8 @@ class DaskVAETransformer(VAETransformer):
         check_is_fitted(self)
         _collection(X)
         self._see(X, reset=False)
-        model = self._model()
+        model, dtype = self._model(), dtype or float_of(X)
         if isinstance(X, dd.DataFrame):
-            single = all(str(d).lower() == "float32" for d in X.dtypes)
-            dtype = dtype or (np.float32 if single else np.float64)
             parts = [
                 da.from_delayed(
                     delayed(apply)(part, model, method, width, dtype),
@@ -417,7 +414,6 @@ class DaskVAETransformer(VAETransformer):
             ]
             return da.concatenate(parts, allow_unknown_chunksizes=True)
         X = matrix(X)
-        dtype = dtype or float_of(X.dtype)
         return X.map_blocks(
             apply,
             model=model,
@@ -577,12 +573,14 @@ class _Fleet:
 
     def stage(self) -> Columns:
         """Have each partition that lies nowhere written to a file; the schema of all."""
+        changed = False
         while True:
             addresses = self._left()
             self.staged = {i: (a, part) for i, (a, part) in self.staged.items() if a in addresses}
             missing = [i for i in range(len(self.partitions)) if i not in self.staged]
             if not missing:
                 break
+            changed = True
             # neighbours stay together, and each worker gets as many
             homes = {
                 i: addresses[at * len(addresses) // len(missing)] for at, i in enumerate(missing)
@@ -609,9 +607,11 @@ class _Fleet:
                 found = lost.found
             placed = zip(homes, found, strict=True)
             self.staged |= {i: there for i, there in placed if there is not None}
-        parts = [self.staged[i][1] for i in range(len(self.partitions))]
-        p = self.parameters
-        self.schema = merge(parts, p["likelihood"], p["categorical_features"], self.schema)
+        if changed:
+            parts = [self.staged[i][1] for i in range(len(self.partitions))]
+            p = self.parameters
+            self.schema = merge(parts, p["likelihood"], p["categorical_features"], self.schema)
+        assert self.schema is not None
         return self.schema
 
     def check_enough(self, least: int) -> None:

@@ -1171,13 +1171,8 @@ class VAETransformer(
         check_is_fitted(self)
         X = self._validated(X, reset=False)
         _check_shape(X, self)
-        dtype = getattr(X, "dtype", None)
-        if dtype is None:  # a DataFrame
-            single = all(str(d).lower() == "float32" for d in X.dtypes)
-            dtype = np.float32 if single else np.float64
-        elif dtype != np.float32:
-            dtype = np.float64
-        return X, np.dtype(dtype), self._module(np.dtype(dtype))
+        dtype = columns.float_of(X)
+        return X, dtype, self._module(dtype)
 
     def _module(self, dtype: np.dtype[Any]) -> VAE:
         """The fitted module in this dtype."""

@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Columns, table_library, warn_of_identifiers
+from .columns import Columns, float_of, table_library, warn_of_identifiers
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def stage(
 
     ``schema`` is of the partition alone; ``check(schema, T)`` may refuse cells.
     """
-    T = schema.encode(X, dtype=float_of(X.dtype) if table_library(X) is None else None)
+    T = schema.encode(X, dtype=float_of(X) if table_library(X) is None else None)
     check(schema, T)
     kept = np.arange(len(T)) if weights is None else np.flatnonzero(weights)
     if weights is not None:
@@ -96,29 +96,25 @@ def merge(
     """
     _check_kinds(parts)
     filled = [part for part in parts if len(part.first)]
-    schema = known or _read(
-        [part.first for part in filled] or [parts[0].first], likelihood, categorical_features
-    )
-    if known is None:
-        for j, name in ((j, schema.names[j]) for j in schema.levels):
-            column = Columns([name], ["categorical"], schema.library)
-            cells = [part.seen[j] for part in filled]
-            if cells:
-                schema.levels[j], n_found, _ = column.find_levels(_concatenated(cells), 0)
-                n_cells = sum(part.n_cells[j] for part in filled)
-                warn_of_identifiers(name, n_found, n_cells)
-    elif filled:
-        _check_known(filled[0].schema, known)
+    if known is not None:
+        schema = known
+        if filled:
+            _check_known(filled[0].schema, known)
+    else:
+        types = _concatenated([part.first for part in filled or parts[:1]])
+        schema = Columns.read(types, likelihood, categorical_features, whole=False)
+        for j in schema.levels if filled else ():
+            column = Columns([schema.names[j]], ["categorical"], schema.library)
+            cells = _concatenated([part.seen[j] for part in filled])
+            schema.levels[j], n_found, _ = column.find_levels(cells, 0)
+            n_cells = sum(part.n_cells[j] for part in filled)
+            warn_of_identifiers(schema.names[j], n_found, n_cells)
     for j, levels in schema.levels.items():
         positions = {level: code for code, level in enumerate(levels.tolist())}
         for part in filled:
             old = part.schema.levels[j].tolist()
             part.recoded[j] = np.array([positions.get(level, np.nan) for level in old], dtype=float)
     return schema
-
-
-def _read(firsts: list[Any], likelihood: Any, categorical_features: Any) -> Columns:
-    return Columns.read(_concatenated(firsts), likelihood, categorical_features, whole=False)
 
 
 def _concatenated(tables: list[Any]) -> Any:
@@ -268,11 +264,6 @@ def matrix(X: Any, name: str = "X") -> Any:
     if X.dtype not in (np.float32, np.float64):
         X = X.astype(np.float64)
     return X.rechunk({1: -1})
-
-
-def float_of(dtype: Any) -> Any:
-    """The dtype of what methods give for such rows."""
-    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
 
 
 def checked_weights(weights: Any, n_rows: int) -> Any:
