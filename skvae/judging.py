@@ -74,11 +74,12 @@ def _judge_part(
         cells[:, columns] = 0.0
         nats = cells.sum(-1)
     cells, observed = split_gaps(targets[:, columns])
-    seen = torch.ones_like(cells) if observed is None else observed
-    deviation = cells - part.location(gaussian_raw(likelihood, raw))
-    error = deviation.square() * (-part.base).exp() * seen
-    nats = nats - 0.5 * (seen @ part.base) - kl
-    return nats, error.sum(-1).mean(0), seen.sum(-1)
+    squares = (cells - part.location(gaussian_raw(likelihood, raw))).square_()
+    if observed is None:
+        base, n_cells = part.base.sum(), torch.full_like(kl, cells.shape[1])
+    else:
+        squares, base, n_cells = squares * observed, observed @ part.base, observed.sum(-1)
+    return nats - 0.5 * base - kl, (squares @ (-part.base).exp()).mean(0), n_cells
 
 
 def mean_and_error(values: Tensor, share: Tensor) -> tuple[float, float]:

@@ -9,6 +9,7 @@ Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled"
 """
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -27,9 +28,7 @@ WARM_UP = 50  # steps over which the learning rate rises
 SQUARES = 0.99  # decay of Adam's mean of squared gradients
 NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of all so far
 LATENESS = 2  # step t counts in that average like t to this power
-TINY = 1e-8  # the least root of that mean
-AGE = 900  # steps after which squares, which are kept in growing units, return to their own
-PART = 2**16  # parameters at a time that a step works on: they stay in the cache
+TINY = 1e-8  # a root of that mean is this at least
 
 
 @dataclass
@@ -141,6 +140,25 @@ def _no_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
+def _adam(iterate: Tensor, grad: Tensor, squares: Tensor, alpha: float) -> Callable[..., None]:
+    """Adam's step without momentum, of a given ``lr``: one pass, where operations take several."""
+    return functools.partial(
+        torch._fused_adam_,
+        [iterate],
+        [grad],
+        [grad],  # their mean without momentum
+        [squares],
+        [],
+        [torch.tensor(math.inf)],  # steps: the rate holds the correction of the first ones
+        beta1=0.0,
+        beta2=SQUARES,
+        weight_decay=alpha,
+        eps=TINY,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
 class Trainer:
     """Schedule-free Adam over the parameters of ``module``, kept in one flat tensor.
 
@@ -157,8 +175,8 @@ class Trainer:
     max_grad_norm : float
         Gradients longer than this are scaled down to it.
     alpha : float
-        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient
-        is added after that.
+        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient,
+        at the iterate, is added after that.
     penalised : tuple of parameters
     world : World, default=ALONE
         The processes that train copies of the module, each on rows of its own.
@@ -199,19 +217,16 @@ class Trainer:
         """Start the optimiser afresh, from the present weights."""
         self.learning_rate = learning_rate
         self.iterate = self.flat.clone()
-        self.squares = torch.full_like(self.flat, TINY**2)
-        self.n_steps, self.total, self.age = 0, 0.0, 0
+        self.squares = torch.zeros_like(self.flat)
+        self.n_steps, self.total = 0, 0.0
         self._recorded: tuple[Rows, Recording] | None = None  # it refers to tensors
         precise = torch.float32 if self.flat.device.type == "mps" else torch.float64
         self._losses = self.flat.new_zeros((), dtype=precise)
-        size = PART
-        buffer = torch.empty_like(self.flat[:size])
-        tensors = self.flat, self.grad, self.iterate, self.squares
-        split = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-        self._parts = [(*part, buffer[: len(part[0])]) for part in split]
-        # of each part what is penalised: its gradient, and the weights
-        n_left = [max(0, self.n_penalised - start) for start in range(0, len(self.flat), size)]
-        self._pulled = [(p[1][:n], p[0][:n]) for p, n in zip(self._parts, n_left, strict=True)]
+        n = self.n_penalised
+        self._adams = [
+            _adam(self.iterate[part], self.grad[part], self.squares[part], alpha)
+            for part, alpha in ((slice(n), self.alpha), (slice(n, None), 0.0))
+        ]
 
     def state(self) -> dict[str, Any]:
         """What another trainer of the same module needs to go on, on the CPU."""
@@ -224,69 +239,50 @@ class Trainer:
         self.squares.copy_(state["squares"])
         self.n_steps, self.total = state["n_steps"], state["total"]
 
-    def _lengths(self) -> tuple[float, float, float]:
-        """How far the next step goes, which is counted: rise, between and rate of `_step`."""
+    def _lengths(self) -> tuple[float, float]:
+        """How far the next step goes, which is counted: share and rate of `_step`."""
         self.n_steps += 1
         rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
         weight = self.n_steps**LATENESS * rate**2
         self.total += weight
-        rise = weight / self.total
-        rate *= math.sqrt(1 - SQUARES**self.n_steps)
-        return rise, rate * (1 - NEARNESS * (1 - rise)), rate
+        share = 1 - NEARNESS * (1 - weight / self.total)
+        return share, rate * math.sqrt(1 - SQUARES**self.n_steps)
 
-    def _step(self) -> None:
+    def _step(self, share: Any, rate: Any) -> None:
         """Move the iterate along the gradient, the average towards it, and go between them.
 
-        ``iterate -= rate * gradient / root(squares / correction)``, Adam's step without momentum;
-        ``average += rise * (iterate - average)``; and between them, at a `NEARNESS` to the average,
-        lies ``flat``. The average itself is not kept: it follows from the other two, and each
-        tensor more costs a pass through memory.
+        ``iterate -= rate * gradient / root(squares)``, Adam's step without momentum, ``rate`` with
+        its correction; ``average += rise * (iterate - average)``; and between them, at a `NEARNESS`
+        to the average, lies ``flat``: from the old average it is a ``share`` of the way to the new
+        iterate. The average itself is not kept: it follows from the other two, and each tensor more
+        costs a pass through memory. On other devices than the CPU, both lengths lie there: a GPU
+        that has to be told numbers cannot record the step.
         """
-        if self.age == AGE:
-            self._renew()
-        self.age += 1
-        rise, between, rate = self._lengths()
-        # new squares grow instead of old ones shrinking: one pass over them less
-        unit = SQUARES**self.age
-        share = (1 - SQUARES) / unit
-        between, rate = between / math.sqrt(unit), rate / math.sqrt(unit)
         self._clip()
-        for pulled, part in zip(self._pulled, self._parts, strict=True):
-            flat, grad, iterate, squares, root = part
+        self.flat.lerp_(self.iterate, 1 - 1 / NEARNESS)  # the average
+        if self.on_cpu:
+            for adam in self._adams:
+                adam(lr=rate)
+        else:
             if self.alpha:
-                pulled[0].add_(pulled[1], alpha=self.alpha)
-            squares.addcmul_(grad, grad, value=share)
-            torch.sqrt(squares, out=root)
-            flat.lerp_(iterate, rise).addcdiv_(grad, root, value=-between)
-            iterate.addcdiv_(grad, root, value=-rate)
-
-    def _step_by(self, lengths: Tensor) -> None:
-        """`_step`, of lengths (3,) that lie where the parameters do.
-
-        A GPU that has to be told numbers cannot record it; passes over memory cost it little.
-        """
-        rise, between, rate = lengths.unbind()
-        self._clip()
-        if self.alpha:
-            self.grad[: self.n_penalised].add_(self.flat[: self.n_penalised], alpha=self.alpha)
-        self.squares.mul_(SQUARES).addcmul_(self.grad, self.grad, value=1 - SQUARES)
-        direction = self.grad / self.squares.sqrt().clamp_min_(TINY)
-        self.flat.lerp_(self.iterate, rise).addcmul_(direction, between, value=-1)
-        self.iterate.addcmul_(direction, rate, value=-1)
+                pulled = slice(self.n_penalised)
+                self.grad[pulled].add_(self.iterate[pulled], alpha=self.alpha)
+            self.squares.mul_(SQUARES).addcmul_(self.grad, self.grad, value=1 - SQUARES)
+            direction = self.grad / self.squares.sqrt().clamp_min_(TINY)
+            self.iterate.addcmul_(direction, rate, value=-1)
+        self.flat.lerp_(self.iterate, share)
 
     def _clip(self) -> None:
         """Scale the gradient down where it is too long."""
         if self.max_grad_norm == math.inf:
             return
-        norm = torch.linalg.vector_norm(self.grad)
-        # on other devices than the CPU, asking for the number would wait for the step's end
-        if not self.on_cpu or not float(norm) <= self.max_grad_norm:
-            self.grad.mul_((self.max_grad_norm / norm).clamp_max(1.0))
-
-    def _renew(self) -> None:
-        """Squares in their own units again."""
-        self.squares.mul_(SQUARES**self.age).add_(TINY**2)
-        self.age = 0
+        if self.on_cpu:
+            norm = math.sqrt(self.grad.dot(self.grad))  # the fastest pass of all
+            if not norm <= self.max_grad_norm:
+                self.grad.mul_(self.max_grad_norm / norm)
+        else:  # asking for the number would wait for the step's end
+            length = torch.linalg.vector_norm(self.grad)
+            self.grad.mul_((self.max_grad_norm / length).clamp_max(1.0))
 
     def _snapshot(self) -> tuple[list[Tensor], tuple[int, float]]:
         """All that another epoch depends on, as it is between epochs."""
@@ -296,7 +292,6 @@ class Trainer:
         for tensor, kept in zip(self._tensors(), snapshot[0], strict=True):
             tensor.copy_(kept)
         self.n_steps, self.total = snapshot[1]
-        self.age = 0
 
     def _tensors(self) -> list[Tensor]:
         # buffers: what else the module keeps, running statistics, say
@@ -307,7 +302,6 @@ class Trainer:
         self.module.train()
         torch.lerp(self.iterate, self.flat, NEARNESS, out=self.flat)
         total = self._pass_on_cpu(rows, epoch) if self.on_cpu else self._pass_on_gpu(rows, epoch)
-        self._renew()
         torch.lerp(self.iterate, self.flat, 1 / NEARNESS, out=self.flat)
         self.module.eval()
         for tensor in self._tensors():
@@ -323,7 +317,7 @@ class Trainer:
                 loss, n = self._find_gradient(rows, epoch, batch)
                 losses.append(loss)
                 sizes.append(n)
-                self._step()
+                self._step(*self._lengths())
         means = torch.stack(losses).detach().double()
         return means @ means.new_tensor(sizes)
 
@@ -334,7 +328,7 @@ class Trainer:
         def as_it_is(lengths: Tensor, *batch: Tensor) -> None:
             loss, n = self._find_gradient(rows, epoch, batch)
             self._losses.add_(loss.detach(), alpha=n)
-            self._step_by(lengths)
+            self._step(*lengths.unbind())
 
         step: Callable[..., None] = as_it_is
         if epoch >= rows.steady and self.world.size == 1:
