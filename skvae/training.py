@@ -140,25 +140,6 @@ def _no_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def _adam(iterate: Tensor, grad: Tensor, squares: Tensor, alpha: float) -> Callable[..., None]:
-    """Adam's step without momentum, of a given ``lr``: one pass, where operations take several."""
-    return functools.partial(
-        torch._fused_adam_,
-        [iterate],
-        [grad],
-        [grad],  # their mean without momentum
-        [squares],
-        [],
-        [torch.tensor(math.inf)],  # steps: the rate holds the correction of the first ones
-        beta1=0.0,
-        beta2=SQUARES,
-        weight_decay=alpha,
-        eps=TINY,
-        amsgrad=False,
-        maximize=False,
-    )
-
-
 class Trainer:
     """Schedule-free Adam over the parameters of ``module``, kept in one flat tensor.
 
@@ -175,8 +156,8 @@ class Trainer:
     max_grad_norm : float
         Gradients longer than this are scaled down to it.
     alpha : float
-        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient,
-        at the iterate, is added after that.
+        Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient
+        is added after that.
     penalised : tuple of parameters
     world : World, default=ALONE
         The processes that train copies of the module, each on rows of its own.
@@ -222,11 +203,22 @@ class Trainer:
         self._recorded: tuple[Rows, Recording] | None = None  # it refers to tensors
         precise = torch.float32 if self.flat.device.type == "mps" else torch.float64
         self._losses = self.flat.new_zeros((), dtype=precise)
-        n = self.n_penalised
-        self._adams = [
-            _adam(self.iterate[part], self.grad[part], self.squares[part], alpha)
-            for part, alpha in ((slice(n), self.alpha), (slice(n, None), 0.0))
-        ]
+        # one pass, where operations take several
+        self._adam = functools.partial(
+            torch._fused_adam_,
+            [self.iterate],
+            [self.grad],
+            [self.grad],  # their mean without momentum
+            [self.squares],
+            [],
+            [torch.tensor(math.inf)],  # steps: the rate holds the correction of the first ones
+            beta1=0.0,
+            beta2=SQUARES,
+            weight_decay=0.0,
+            eps=TINY,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def state(self) -> dict[str, Any]:
         """What another trainer of the same module needs to go on, on the CPU."""
@@ -259,14 +251,12 @@ class Trainer:
         that has to be told numbers cannot record the step.
         """
         self._clip()
+        if self.alpha:
+            self.grad[: self.n_penalised].add_(self.flat[: self.n_penalised], alpha=self.alpha)
         self.flat.lerp_(self.iterate, 1 - 1 / NEARNESS)  # the average
         if self.on_cpu:
-            for adam in self._adams:
-                adam(lr=rate)
+            self._adam(lr=rate)
         else:
-            if self.alpha:
-                pulled = slice(self.n_penalised)
-                self.grad[pulled].add_(self.iterate[pulled], alpha=self.alpha)
             self.squares.mul_(SQUARES).addcmul_(self.grad, self.grad, value=1 - SQUARES)
             direction = self.grad / self.squares.sqrt().clamp_min_(TINY)
             self.iterate.addcmul_(direction, rate, value=-1)

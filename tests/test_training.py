@@ -207,7 +207,7 @@ def test_schedule_free_adam_as_published(max_grad_norm, alpha, n_batches, on_cpu
         y = (1 - NEARNESS) * z + NEARNESS * x
         grad = torch.cat([y[:3] - TARGETS.double().mean(0), y[3:]])
         grad = grad * min(1.0, max_grad_norm / float(grad.norm()))
-        grad[:3] += alpha * z[:3]
+        grad[:3] += alpha * y[:3]
         v = SQUARES * v + (1 - SQUARES) * grad**2
         rate = 0.05 * min(1.0, t / WARM_UP)
         z = z - rate * grad / ((v / (1 - SQUARES**t)).sqrt() + 1e-8)
