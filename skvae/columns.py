@@ -137,6 +137,12 @@ class Columns:
             return int(name) % len(self.names)
         raise ValueError(f"{parameter} names column {name!r}, but X has columns {self.names}.")
 
+    def check_names(self, likelihood: Any, categorical_features: Any) -> None:
+        """Refuse parameters that name columns which are not there."""
+        self._chosen(categorical_features)
+        for name in likelihood if isinstance(likelihood, Mapping) else ():
+            self._index(name, "likelihood")
+
     def _chosen(self, categorical: Any) -> Iterable[int]:
         """Positions that ``categorical_features`` names, beside what dtypes say."""
         if categorical is None or (isinstance(categorical, str) and categorical == "from_dtype"):

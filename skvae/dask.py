@@ -6,6 +6,7 @@ task on each (`skvae.member`), which reads them as its rows and trains in a worl
 (`skvae.world`).
 """
 
+import asyncio
 import contextlib
 import copy
 import dataclasses
@@ -13,7 +14,7 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 from uuid import uuid4
 
@@ -37,7 +38,7 @@ from .checks import check_integer
 from .columns import Columns, float_of
 from .estimator import VAETransformer, _has_density, _undone_on_failure
 from .fitting import Fit
-from .member import Left, Plan, digest, forget, memory_limit, train, write
+from .member import Left, Plan, digest, executing, forget, memory_limit, train, write
 from .partitions import (
     Part,
     apply,
@@ -181,7 +182,9 @@ class DaskVAETransformer(VAETransformer):
             start = self._resumed(settings) if go_on else None
             partitions = _partitions(X, sample_weight)
             self._see(X, reset=not go_on)
-            of = partitions, parameters, names_of(X), self._columns if go_on else None
+            names = names_of(X)
+            Columns(names, []).check_names(self.likelihood, self.categorical_features)
+            of = partitions, parameters, names, self._columns if go_on else None
             with self._cluster() as client, _Fleet(client, *of) as fleet:
                 self._columns = fleet.stage()
                 self._check_exposure()
@@ -538,7 +541,7 @@ class _Fleet:
         schema: Columns | None = None,
     ) -> None:
         self.client, self.partitions, self.parameters = client, partitions, parameters
-        self.names, self.schema = names, schema
+        self.names, self.schema, self.known = names, schema, schema
         self.staged: dict[int, tuple[str, Part]] = {}  # of each partition, where it lies
         self.name, self.n_lost = f"skvae-{uuid4().hex}", 0
         self.silent: set[str] = set()  # workers that may be there, but do not answer
@@ -549,7 +552,24 @@ class _Fleet:
 
     def __exit__(self, *error: Any) -> None:
         """Delete the files, on workers that are still there and answer."""
-        self.client.run(forget, self.name, workers=self._addresses(), on_error="ignore")
+        self._ask(self._addresses(), forget, self.name)
+
+    def _ask(self, addresses: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:
+        """What a function gives on each worker; those that do not answer are silent from now on."""
+
+        async def one(address: str) -> None:
+            asked = self.client.run(function, *args, workers=[address], on_error="ignore")
+            try:
+                found.update(await asyncio.wait_for(asked, PATIENCE))
+            except TimeoutError:
+                self.silent.add(address)
+
+        async def each() -> None:
+            await asyncio.gather(*map(one, addresses))
+
+        found: dict[str, Any] = {}
+        self.client.sync(each)
+        return found
 
     def _addresses(self) -> list[str]:
         """Workers that are there, of whatever status."""
@@ -595,6 +615,7 @@ class _Fleet:
                             self.name,
                             self.parameters,
                             self.names,
+                            self.known,
                             dask_key_name=f"skvae-stage-{i}-{uuid4().hex}",
                         )
                     )
@@ -633,7 +654,12 @@ class _Fleet:
         interrupted = False
         while True:
             schema, noted = self.stage(), False
-            plan, members = self._plan(fit, schema, score_seed, named, go_on, before.n_iter)
+            homes = {address for address, _ in self.staged.values()}
+            limits = self._ask(sorted(homes), memory_limit)
+            if homes - set(limits):
+                self._note(_Lost(homes - set(limits), []))
+                continue
+            plan, members = self._plan(fit, schema, limits, score_seed, named, go_on, before.n_iter)
             stop = distributed.Event(f"{plan.name}-stop", client=self.client)
             if interrupted:
                 stop.set()
@@ -688,6 +714,8 @@ class _Fleet:
             fitted.loss_curve_ = before.loss_curve + fitted.loss_curve_
             fitted.validation_scores_ = before.scores + fitted.validation_scores_
             fitted.n_iter_ = len(fitted.loss_curve_)
+            if fitted.best_validation_score_ is None:  # no epoch was left
+                fitted.best_validation_score_ = max(fitted.validation_scores_, default=None)
         fitted._fit.interrupted |= interrupted
         return fitted
 
@@ -695,6 +723,7 @@ class _Fleet:
         self,
         fit: Fit,
         schema: Columns,
+        limits: dict[str, int],
         score_seed: int,
         named: dict[str, Any],
         go_on: bool,
@@ -709,13 +738,13 @@ class _Fleet:
         size, d = len(members), len(schema.names)
         n_rows = {a: sum(part.n_rows for part in parts) for a, parts in members.items()}
         in_all = sum(n_rows.values())
-        limits = self.client.run(memory_limit, workers=list(members), on_error="ignore")
         # as they were read, and as float32 targets
         dtype = np.result_type(*(part.dtype for parts in members.values() for part in parts))
         width = dtype.itemsize + 4
         held = all(
             n_rows[a] * d <= columns.IN_MEMORY and n_rows[a] * d * width <= HELD * limit
             for a, limit in limits.items()
+            if a in members
         )
         kind = "copied" if in_all * d <= COPIED else "held" if held else "streamed"
         parameters = dict(self.parameters)
@@ -723,7 +752,7 @@ class _Fleet:
             most = ROWS_A_WORKER * size
             parameters["batch_size"] = max(256, min(most, in_all // LEAST_STEPS))
         parameters["max_iter"] = max(parameters["max_iter"] - n_iter, 0)
-        room = int(ROOM * min(limits.values(), default=2**30)) // width
+        room = int(ROOM * min(limits[a] for a in members)) // width
         name, wait = f"skvae-{uuid4().hex}", self.timeout
         plan = Plan(
             name, parameters, fit, schema, score_seed, named, go_on, kind, dtype, room, size, wait
@@ -753,6 +782,9 @@ class _Fleet:
                     self.silent |= late
                     raise _Lost(late, self._results(futures, addresses))
                 if any(f.status == "error" for f in futures):
+                    if not together:  # what has not begun need not
+                        begun = set().union(*self._ask(list(set(addresses)), executing).values())
+                        self.client.cancel([f for f in futures if not (f.done() or f.key in begun)])
                     self._rest(futures, addresses, set())  # nothing goes on behind our back
                 self._raise_errors(futures)
                 if gone := late - set(self._addresses()):

@@ -4,6 +4,7 @@ The functions run as Dask's tasks; what one knows and the caller needs to know i
 """
 
 import copy
+import functools
 import hashlib
 import os
 import socket
@@ -55,11 +56,18 @@ class Left:
 
 
 def write(
-    X: Any, weights: Any, number: int, name: str, parameters: dict[str, Any], names: list[Any]
+    X: Any,
+    weights: Any,
+    number: int,
+    name: str,
+    parameters: dict[str, Any],
+    names: list[Any],
+    known: Columns | None,
 ) -> tuple[str, Part]:
     """Write partition ``number`` to this worker's own folder, for the fit of this name.
 
-    Returns this worker's address and the part.
+    Cells have to suit the ``known`` columns, of a fit that is gone on from. Returns this worker's
+    address and the part.
     """
     try:
         check_partition(X, names)
@@ -68,8 +76,16 @@ def write(
         schema = Columns.read(
             X, parameters["likelihood"], parameters["categorical_features"], whole=False
         )
+        families = schema.families
+        if known is not None:  # another kind of column is told of once all partitions are read
+            pairs = zip(families, known.families, strict=True)
+            families = [now if "categorical" in (now, old) else old for now, old in pairs]
+        check = functools.partial(_check, Columns(schema.names, families))
         worker = distributed.get_worker()
-        return worker.address, stage(X, weights, schema, worker.local_directory, name, _check)
+        part = stage(X, weights, schema, worker.local_directory, name, check)
+        if name in _forgotten(worker):  # meanwhile
+            remove(worker.local_directory, name)
+        return worker.address, part
     except (ValueError, TypeError) as error:
         raise type(error)(f"Partition {number}: {error}") from error
 
@@ -86,9 +102,21 @@ def memory_limit(dask_worker: Any) -> int:
     return dask_worker.memory_manager.memory_limit or 2**62
 
 
+def executing(dask_worker: Any) -> set[Any]:
+    """Keys of the tasks that this worker is at."""
+    return {task.key for task in dask_worker.state.executing}
+
+
 def forget(name: str, dask_worker: Any) -> None:
-    """Delete what this worker has written for the fit of this name."""
+    """Delete what this worker has written for the fit of this name, and what it is writing."""
+    _forgotten(dask_worker).add(name)
     remove(dask_worker.local_directory, name)
+
+
+def _forgotten(worker: Any) -> set[str]:
+    """Names of fits that are over, kept where the worker itself is."""
+    found: set[str] = worker.__dict__.setdefault("_skvae_forgotten", set())
+    return found
 
 
 def train(plan: Plan, rank: int, parts: list[Part]) -> Any:

@@ -62,10 +62,10 @@ def stage(
 ) -> Part:
     """Write a partition as T into a folder, for the fit of this name.
 
-    ``schema`` is of the partition alone; ``check(schema, T)`` may refuse cells.
+    ``schema`` is of the partition alone; ``check(T)`` may refuse cells.
     """
     T = schema.encode(X, dtype=float_of(X) if table_library(X) is None else None)
-    check(schema, T)
+    check(T)
     kept = np.arange(len(T)) if weights is None else np.flatnonzero(weights)
     if weights is not None:
         T, weights = T[kept], weights[kept]
@@ -123,7 +123,14 @@ def _concatenated(tables: list[Any]) -> Any:
     # pandas forgets that columns are categorical where their categories differ
     from dask.dataframe.dispatch import concat
 
-    return concat(tables)
+    # Dask fails where these are of several types, or beside plain cells; pandas makes objects
+    plain = {}
+    for j, name in enumerate(tables[0].columns):
+        types = [table.dtypes.iloc[j] for table in tables]
+        kinds = {str(getattr(getattr(t, "categories", None), "dtype", None)) for t in types}
+        if len(kinds) > 1:
+            plain[name] = object
+    return concat([table.astype(plain) for table in tables])
 
 
 def _check_known(schema: Columns, known: Columns) -> None:

@@ -33,6 +33,7 @@ from skvae import dask as skvae_dask
 from skvae.columns import Columns
 from skvae.dask import DaskVAETransformer
 from skvae.fitting import Fit
+from skvae.member import forget, write
 from skvae.partitions import stage
 
 pytestmark = [
@@ -362,6 +363,23 @@ def test_warm_start_keeps_its_categories(client):
         vae.fit(dd.from_pandas(first.assign(kind=1.0), npartitions=2))
 
 
+def test_warm_start_keeps_its_kinds_of_columns(client):
+    """A column of which the model knows two values may not hold others."""
+    params = QUICK | {"max_iter": 2, "warm_start": True}
+    vae, alone = DaskVAETransformer(**params), VAETransformer(**params)
+    first = MIXED[["normal", "flag"]]
+    second = first.assign(flag=np.arange(len(first)) % 2 * 5)
+    message = r"likelihood='bernoulli' needs .*, but column 'flag' holds 5 \(row 1\)"
+    for model, before in ((alone, ""), (vae, "Partition 0: ")):
+        of = functools.partial(dd.from_pandas, npartitions=2) if before else pd.DataFrame
+        model.fit(of(first))
+        loss = model.loss_curve_
+        with pytest.raises(ValueError, match=f"^{before}{message}"):
+            model.fit(of(second))
+        assert model.loss_curve_ is loss
+        model.fit(of(first.assign(flag=first.flag.astype(int))))  # other words for the same
+
+
 def categories(*choices):
     """A column that tells categories apart, and these."""
     random = np.random.default_rng(0)
@@ -532,6 +550,74 @@ def test_types_and_categories_are_those_of_all_partitions(client):
     back = vae.to_local().inverse_transform(vae.to_local().transform(whole))
     assert back.dtypes["a"] == np.float64
     assert (back["kind"] == whole["kind"]).mean() > 0.95
+
+
+@pytest.mark.parametrize("n_missing", [0, 300])
+@pytest.mark.parametrize("first", [0, 1])
+def test_categories_of_several_types_are_what_pandas_makes_of_them(client, first, n_missing):
+    """Beside plain cells, or where one partition has missing cells alone."""
+    as_categories, plain = categories("ba", "ca")
+    as_categories["kind"] = as_categories.kind.astype("category")
+    if n_missing:
+        plain["kind"] = pd.Series([np.nan] * 300).astype("category")
+    tables = [as_categories, plain][:: 1 - 2 * first]
+    vae = DaskVAETransformer(max_iter=2, **QUICK).fit(partitions_of(*tables))
+    whole = pd.concat([table.astype({"kind": object}) for table in tables], ignore_index=True)
+    alone = VAETransformer(max_iter=2, **QUICK).fit(whole)
+    assert vae._columns.levels[1].tolist() == alone._columns.levels[1].tolist()
+    assert vae.score(as_categories) == pytest.approx(alone.score(as_categories), abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["likelihood", "categorical_features"])
+def test_unknown_columns_are_told_of_before_anything_is_computed(client, name):
+    def refuse(part):
+        raise AssertionError
+
+    X = dd.from_pandas(MIXED, npartitions=2).map_partitions(refuse, meta=MIXED.iloc[:0])
+    value = {"heights": "poisson"} if name == "likelihood" else ["heights"]
+    with pytest.raises(ValueError, match=f"^{name} names column 'heights', but X has columns"):
+        DaskVAETransformer(**{name: value}).fit(X)
+
+
+def test_an_error_does_not_wait_for_partitions_that_have_not_begun(client, tmp_path):
+    def touch(part, block_info=None):
+        first = not any(tmp_path.iterdir())
+        (tmp_path / str(block_info[0]["chunk-location"][0])).touch()
+        time.sleep(0.2)
+        return part * np.inf if first else part
+
+    meta = np.empty((0, 0), np.float32)
+    X = da.from_array(CURVED, chunks=(100, 12)).map_blocks(touch, meta=meta)
+    with pytest.raises(ValueError, match=r"^Partition \d+: Column 0 of X holds -?inf"):
+        DaskVAETransformer(**QUICK).fit(X)
+    begun = len(list(tmp_path.iterdir()))
+    time.sleep(1.0)
+    assert 1 <= begun == len(list(tmp_path.iterdir())) < 15
+    assert no_files_are_left(client)
+
+
+def test_what_is_written_after_a_fit_is_over_is_deleted(client):
+    (one, *_), name = client.nthreads(), f"skvae-{os.getpid()}-over"
+    options = VAETransformer().get_params(), NUMBERS, None
+    for is_over in (False, True):
+        if is_over:
+            client.run(forget, name, workers=[one])
+            assert no_files_are_left(client)
+        task = client.submit(write, CURVED, None, 0, name, *options, workers=[one], pure=False)
+        _, part = task.result()
+        assert client.run(os.path.exists, part.path, workers=[one]) == {one: not is_over}
+
+
+def test_who_does_not_answer_is_silent(mortal, monkeypatch):
+    monkeypatch.setattr(skvae_dask, "PATIENCE", 1.0)
+    fleet, pids = skvae_dask._Fleet(mortal, [], {}, []), mortal.run(os.getpid)
+    (silent, its_pid), (other, other_pid) = pids.items()
+    os.kill(its_pid, signal.SIGSTOP)
+    try:
+        assert fleet._ask([silent, other], os.getpid) == {other: other_pid}
+        assert fleet.silent == {silent} and fleet._left() == [other]
+    finally:
+        os.kill(its_pid, signal.SIGCONT)
 
 
 def test_clones_have_the_same_client(client):
