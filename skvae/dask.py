@@ -742,9 +742,8 @@ class _Fleet:
         dtype = np.result_type(*(part.dtype for parts in members.values() for part in parts))
         width = dtype.itemsize + 4
         held = all(
-            n_rows[a] * d <= columns.IN_MEMORY and n_rows[a] * d * width <= HELD * limit
-            for a, limit in limits.items()
-            if a in members
+            n * d <= columns.IN_MEMORY and n * d * width <= HELD * limits[a]
+            for a, n in n_rows.items()
         )
         kind = "copied" if in_all * d <= COPIED else "held" if held else "streamed"
         parameters = dict(self.parameters)

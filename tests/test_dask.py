@@ -33,7 +33,7 @@ from skvae import dask as skvae_dask
 from skvae.columns import Columns
 from skvae.dask import DaskVAETransformer
 from skvae.fitting import Fit
-from skvae.member import forget, write
+from skvae.member import forget, memory_limit, write
 from skvae.partitions import stage
 
 pytestmark = [
@@ -163,10 +163,10 @@ def test_how_workers_hold_rows_and_how_large_batches_are(client, monkeypatch):
     parameters = DaskVAETransformer(**QUICK)._parameters()
     parts = skvae_dask._partitions(X, None)
     with skvae_dask._Fleet(client, parts, parameters, NUMBERS) as fleet:
-        schema = fleet.stage()
+        schema, limits = fleet.stage(), fleet._ask(list(client.nthreads()), memory_limit)
 
         def planned():
-            plan, members = fleet._plan(None, schema, 0, {}, False, 0)
+            plan, members = fleet._plan(None, schema, limits, 0, {}, False, 0)
             assert [sum(part.n_rows for part in of) for of in members.values()] == [15_000] * 2
             return plan
 
@@ -179,9 +179,7 @@ def test_how_workers_hold_rows_and_how_large_batches_are(client, monkeypatch):
         assert planned().parameters["batch_size"] == 2 * 1024
         parameters["batch_size"] = 100
         assert planned().parameters["batch_size"] == 100
-        least = min(
-            client.run(lambda dask_worker: dask_worker.memory_manager.memory_limit).values()
-        )
+        least = min(limits.values())
         needed = 15_000 * 12 * (4 + 4)  # as they were read, and as targets
         for share, kind in ((1.01, "held"), (0.99, "streamed")):
             monkeypatch.setattr(skvae_dask, "HELD", share * needed / least)
