@@ -552,17 +552,22 @@ class _Fleet:
 
     def __exit__(self, *error: Any) -> None:
         """Delete the files, on workers that are still there and answer."""
+        self.silent.clear()  # some may answer again
         self._ask(self._addresses(), forget, self.name)
 
     def _ask(self, addresses: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:
         """What a function gives on each worker; those that do not answer are silent from now on."""
 
         async def one(address: str) -> None:
-            asked = self.client.run(function, *args, workers=[address], on_error="ignore")
+            asked = self.client.run(function, *args, workers=[address], on_error="return")
             try:
-                found.update(await asyncio.wait_for(asked, PATIENCE))
-            except TimeoutError:
+                answer = (await asyncio.wait_for(asked, PATIENCE))[address]
+            except TimeoutError as error:
+                answer = error
+            if isinstance(answer, OSError):  # a timeout is one
                 self.silent.add(address)
+            else:
+                found[address] = answer
 
         async def each() -> None:
             await asyncio.gather(*map(one, addresses))
@@ -714,8 +719,9 @@ class _Fleet:
             fitted.loss_curve_ = before.loss_curve + fitted.loss_curve_
             fitted.validation_scores_ = before.scores + fitted.validation_scores_
             fitted.n_iter_ = len(fitted.loss_curve_)
-            if fitted.best_validation_score_ is None:  # no epoch was left
-                fitted.best_validation_score_ = max(fitted.validation_scores_, default=None)
+            if fitted.best_validation_score_ is None:  # no epoch was left, or there are no scores
+                scores = filter(math.isfinite, fitted.validation_scores_)
+                fitted.best_validation_score_ = max(scores, default=None)
         fitted._fit.interrupted |= interrupted
         return fitted
 
@@ -780,11 +786,11 @@ class _Fleet:
                 if late and time.monotonic() > end:
                     self.silent |= late
                     raise _Lost(late, self._results(futures, addresses))
-                if any(f.status == "error" for f in futures):
-                    if not together:  # what has not begun need not
+                if self._errors(futures):
+                    if not together:  # what has not begun need not; its input may go on for a while
                         begun = set().union(*self._ask(list(set(addresses)), executing).values())
                         self.client.cancel([f for f in futures if not (f.done() or f.key in begun)])
-                    self._rest(futures, addresses, set())  # nothing goes on behind our back
+                    self._rest(futures, addresses, set())
                 self._raise_errors(futures)
                 if gone := late - set(self._addresses()):
                     raise _Lost(gone, self._rest(futures, addresses, gone))
@@ -837,10 +843,12 @@ class _Fleet:
 
     def _raise_errors(self, futures: Sequence[Any]) -> None:
         """What went wrong on a worker that is there."""
-        errors = [f.exception() for f in futures if f.status == "error"]
-        errors = [e for e in errors if not isinstance(e, distributed.KilledWorker)]
-        if errors:
+        if errors := self._errors(futures):
             raise errors[0]
+
+    def _errors(self, futures: Sequence[Any]) -> list[BaseException]:
+        errors = [f.exception() for f in futures if f.status == "error"]
+        return [e for e in errors if not isinstance(e, distributed.KilledWorker)]
 
     def _note(self, lost: _Lost) -> None:
         """Count a loss, and warn; too many are an error."""

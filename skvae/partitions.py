@@ -101,13 +101,13 @@ def merge(
         if filled:
             _check_known(filled[0].schema, known)
     else:
-        types = _concatenated([part.first for part in filled or parts[:1]])
+        types = _concatenated([_typed(part, filled) for part in filled] or [parts[0].first])
         schema = Columns.read(types, likelihood, categorical_features, whole=False)
         for j in schema.levels if filled else ():
             column = Columns([schema.names[j]], ["categorical"], schema.library)
-            cells = _concatenated([part.seen[j] for part in filled])
-            schema.levels[j], n_found, _ = column.find_levels(cells, 0)
             n_cells = sum(part.n_cells[j] for part in filled)
+            cells = _concatenated([p.seen[j] for p in filled if p.n_cells[j] or not n_cells])
+            schema.levels[j], n_found, _ = column.find_levels(cells, 0)
             warn_of_identifiers(schema.names[j], n_found, n_cells)
     for j, levels in schema.levels.items():
         positions = {level: code for code, level in enumerate(levels.tolist())}
@@ -117,20 +117,31 @@ def merge(
     return schema
 
 
+def _typed(part: Part, parts: Sequence[Part]) -> Any:
+    """Its first row, where columns of which it knows no cell have the categories of another one."""
+    types = {}
+    for j, n in part.n_cells.items():
+        others = (other.schema for other in parts if other.n_cells[j])
+        if not n and (known := next(others, None)) and hasattr(known.dtypes[j], "categories"):
+            types[known.names[j]] = known.dtypes[j]
+    return part.first.astype(types) if types else part.first
+
+
 def _concatenated(tables: list[Any]) -> Any:
     if table_library(tables[0]) is None:
         return np.concatenate(tables)
     # pandas forgets that columns are categorical where their categories differ
     from dask.dataframe.dispatch import concat
 
-    # Dask fails where these are of several types, or beside plain cells; pandas makes objects
+    # Dask fails where these are of several types, or beside plain cells
     plain = {}
-    for j, name in enumerate(tables[0].columns):
-        types = [table.dtypes.iloc[j] for table in tables]
-        kinds = {str(getattr(getattr(t, "categories", None), "dtype", None)) for t in types}
-        if len(kinds) > 1:
-            plain[name] = object
-    return concat([table.astype(plain) for table in tables])
+    for name, *types in zip(tables[0].columns, *(list(t.dtypes) for t in tables), strict=True):
+        categorical = {hasattr(t, "categories") for t in types}
+        kinds = {t.categories.dtype if hasattr(t, "categories") else t for t in types}
+        if True in categorical and len(categorical) + len(kinds) > 2:
+            whole = not any(table[name].hasnans for table in tables)
+            plain[name] = kinds.pop() if len(kinds) == 1 and whole else object
+    return concat([table.astype(plain) for table in tables] if plain else tables)
 
 
 def _check_known(schema: Columns, known: Columns) -> None:

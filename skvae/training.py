@@ -28,7 +28,8 @@ WARM_UP = 50  # steps over which the learning rate rises
 SQUARES = 0.99  # decay of Adam's mean of squared gradients
 NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of all so far
 LATENESS = 2  # step t counts in that average like t to this power
-TINY = 1e-8  # a root of that mean is this at least
+TINY = 1e-8  # what keeps a root of that mean from zero
+RENEWAL = 1000  # steps after which the means are
 
 
 @dataclass
@@ -255,6 +256,8 @@ class Trainer:
             self.grad[: self.n_penalised].add_(self.flat[: self.n_penalised], alpha=self.alpha)
         self.flat.lerp_(self.iterate, 1 - 1 / NEARNESS)  # the average
         if self.on_cpu:
+            if self.n_steps % RENEWAL == 0:  # those of dead units would shrink to denormal numbers
+                self.squares.add_(TINY**2)
             self._adam(lr=rate)
         else:
             self.squares.mul_(SQUARES).addcmul_(self.grad, self.grad, value=1 - SQUARES)

@@ -550,20 +550,28 @@ def test_types_and_categories_are_those_of_all_partitions(client):
     assert (back["kind"] == whole["kind"]).mean() > 0.95
 
 
-@pytest.mark.parametrize("n_missing", [0, 300])
 @pytest.mark.parametrize("first", [0, 1])
-def test_categories_of_several_types_are_what_pandas_makes_of_them(client, first, n_missing):
-    """Beside plain cells, or where one partition has missing cells alone."""
-    as_categories, plain = categories("ba", "ca")
-    as_categories["kind"] = as_categories.kind.astype("category")
-    if n_missing:
-        plain["kind"] = pd.Series([np.nan] * 300).astype("category")
-    tables = [as_categories, plain][:: 1 - 2 * first]
-    vae = DaskVAETransformer(max_iter=2, **QUICK).fit(partitions_of(*tables))
-    whole = pd.concat([table.astype({"kind": object}) for table in tables], ignore_index=True)
+@pytest.mark.parametrize("other", ["plain", "missing", "integers"])
+def test_categories_of_several_types_are_those_of_all(client, other, first):
+    """Beside plain cells, where one partition has missing cells alone, or other kinds of cells."""
+    one, two = categories("ba", "ca")
+    text = one.kind.dtype
+    one["kind"] = one.kind.astype(pd.CategoricalDtype(pd.Index(["b", "a"], dtype=text)))
+    if other == "missing":
+        two["kind"] = pd.Series([np.nan] * 300).astype("category")
+        same = two.assign(kind=two.kind.astype(one.kind.dtype))
+    elif other == "plain":
+        same = two
+    else:
+        two["kind"] = (two.kind == "a").astype(int).astype("category")
+        same = two.assign(kind=two.kind.astype(object))
+    whole = pd.concat([one, same][:: 1 - 2 * first], ignore_index=True)
+    vae = DaskVAETransformer(max_iter=2, **QUICK)
+    vae.fit(partitions_of(*[one, two][:: 1 - 2 * first]))
     alone = VAETransformer(max_iter=2, **QUICK).fit(whole)
     assert vae._columns.levels[1].tolist() == alone._columns.levels[1].tolist()
-    assert vae.score(as_categories) == pytest.approx(alone.score(as_categories), abs=0.05)
+    assert vae._columns.dtypes == alone._columns.dtypes
+    assert vae.score(one) == pytest.approx(alone.score(one), abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["likelihood", "categorical_features"])
@@ -590,7 +598,7 @@ def test_an_error_does_not_wait_for_partitions_that_have_not_begun(client, tmp_p
         DaskVAETransformer(**QUICK).fit(X)
     begun = len(list(tmp_path.iterdir()))
     time.sleep(1.0)
-    assert 1 <= begun == len(list(tmp_path.iterdir())) < 15
+    assert 1 <= begun == len(list(tmp_path.iterdir())) < 30
     assert no_files_are_left(client)
 
 
@@ -607,7 +615,7 @@ def test_what_is_written_after_a_fit_is_over_is_deleted(client):
 
 
 def test_who_does_not_answer_is_silent(mortal, monkeypatch):
-    monkeypatch.setattr(skvae_dask, "PATIENCE", 1.0)
+    monkeypatch.setattr(skvae_dask, "PATIENCE", 4.0)
     fleet, pids = skvae_dask._Fleet(mortal, [], {}, []), mortal.run(os.getpid)
     (silent, its_pid), (other, other_pid) = pids.items()
     os.kill(its_pid, signal.SIGSTOP)
@@ -813,7 +821,7 @@ def test_a_worker_that_dies_in_training_is_survived(mortal, monkeypatch, copied)
 
 
 def test_a_worker_that_falls_silent_is_left_alone(mortal, monkeypatch):
-    monkeypatch.setattr(skvae_dask, "PATIENCE", 2.0)
+    monkeypatch.setattr(skvae_dask, "PATIENCE", 4.0)
     address, pid = min(mortal.run(os.getpid).items())
     X = da.from_array(CURVED, chunks=(600, 12))
     epochs = []
@@ -865,7 +873,8 @@ def test_paused_workers_get_no_part(client):
     assert one in fleet._left()
 
 
-def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch):
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch, early_stopping):
     """In this process, whose fit can be disturbed."""
     fit_spread, calls = Fit._fit_spread, []
 
@@ -875,8 +884,8 @@ def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch):
             raise ConnectionError("another one is lost")
         return fit_spread(self, *args, **kwargs)
 
-    X = da.from_array(CURVED[:600], chunks=(300, 12))
-    params = {"max_iter": 3, "random_state": 0, "early_stopping": False}
+    X = da.from_array(CURVED, chunks=(1500, 12))
+    params = {"max_iter": 3, "random_state": 0, "early_stopping": early_stopping}
     with distributed.Client(processes=False, n_workers=1, dashboard_address=":0") as one:
         alone = DaskVAETransformer(client=one, **params).fit(X)
         monkeypatch.setattr(Fit, "_fit_spread", lost_at_first)
@@ -884,6 +893,7 @@ def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch):
             vae = DaskVAETransformer(client=one, **params).fit(X)
     assert calls == [3, 0]
     assert vae.n_iter_ == 3 and vae.loss_curve_ == alone.loss_curve_
+    assert vae.best_validation_score_ == alone.best_validation_score_
     np.testing.assert_array_equal(vae.transform(CURVED), alone.transform(CURVED))
     assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.5)
 

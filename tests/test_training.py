@@ -220,6 +220,15 @@ def test_schedule_free_adam_as_published(max_grad_norm, alpha, n_batches, on_cpu
     assert (x - z).abs().max() > 0.01  # that an average differs from the last can be seen
 
 
+def test_squares_without_a_gradient_stay_normal_numbers():
+    """Which take a processor many times less than denormal ones."""
+    trainer = Trainer(Toy(), 0.05)
+    trainer.squares.fill_(1e-16)
+    for _ in range(8000):
+        trainer._step(*trainer._lengths())
+    assert trainer.squares.min() > torch.finfo(torch.float32).tiny
+
+
 def test_the_average_needs_no_falling_rate():
     """Noisy gradients, one row at a time: the average is far nearer than the last iterate."""
     toy = Toy()
