@@ -1005,3 +1005,28 @@ def test_ctrl_c_keeps_the_best_weights_so_far(client, monkeypatch):
     assert 5 <= vae.n_iter_ < 400
     assert np.isfinite(vae.score(CURVED))
     assert DaskVAETransformer(max_iter=2, **QUICK).fit(X).n_iter_ == 2
+
+
+def test_ctrl_c_outlasts_a_lost_worker(mortal, monkeypatch):
+    pids, lines = list(mortal.run(os.getpid).values()), []
+
+    def lose_one_and_press(line):
+        lines.append(line)
+        if len(lines) == 5:
+            kill(pids[1])
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(skvae_dask, "print", lose_one_and_press, raising=False)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    X = da.from_array(CURVED, chunks=(1500, 12))
+    vae = DaskVAETransformer(max_iter=400, n_iter_no_change=400, verbose=1, client=mortal, **QUICK)
+    try:
+        with (
+            pytest.warns(RuntimeWarning, match="was lost during fit"),
+            pytest.warns(ConvergenceWarning, match="Interrupted after"),
+        ):
+            vae.fit(X)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert 5 <= vae.n_iter_ < 100
+    assert np.isfinite(vae.score(CURVED))
