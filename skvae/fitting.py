@@ -507,6 +507,10 @@ class Fit:
             noise = torch.randn(weight.shape, generator=fixed, dtype=F32).to(s.device)
             # a column without loadings has nothing to say, as one without any cell
             silent = weight.square().sum(1, keepdim=True) == 0
+            # small beside the noise, which is small where components are as many as columns
+            if (normal := gaussian_part(model.likelihood)) is not None:
+                log_var = normal[0].base + normal[0].common
+                noise[-len(log_var) :] *= (0.5 * log_var).exp().clamp_max(1.0)[:, None]
             weight += torch.where(dead & (~silent | silent.all()), 0.01 * noise, 0.0)
         penalised = tuple(
             p
