@@ -137,10 +137,14 @@ def _concatenated(tables: list[Any]) -> Any:
     plain = {}
     for name, *types in zip(tables[0].columns, *(list(t.dtypes) for t in tables), strict=True):
         categorical = {hasattr(t, "categories") for t in types}
-        kinds = {t.categories.dtype if hasattr(t, "categories") else t for t in types}
+        kinds: list[Any] = []  # no set: equal types of text have other hashes where NaN is another
+        for t in types:
+            kind = t.categories.dtype if hasattr(t, "categories") else t
+            if kind not in kinds:
+                kinds.append(kind)
         if True in categorical and len(categorical) + len(kinds) > 2:
             whole = not any(table[name].hasnans for table in tables)
-            plain[name] = kinds.pop() if len(kinds) == 1 and whole else object
+            plain[name] = kinds[0] if len(kinds) == 1 and whole else object
     return concat([table.astype(plain) for table in tables] if plain else tables)
 
 
