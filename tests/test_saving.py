@@ -327,9 +327,6 @@ def test_every_module_of_skvae_has_a_name_in_files():
         assert isinstance(getattr(importlib.import_module(module), name.split(".")[-1]), type)
 
 
-# ---------------------------------------------------------------- what is refused
-
-
 def test_files_of_each_format_can_be_read():
     """A file of each format that was ever released, and what its model said then.
 
@@ -357,6 +354,9 @@ def test_files_of_each_format_can_be_read():
     np.testing.assert_allclose(means["count"], expected, rtol=1e-8)
     assert vae.get_params()["likelihood"] == {"count": "poisson"}
     assert vae.partial_fit(X).n_iter_ == 4  # and the model goes on learning
+
+
+# ---------------------------------------------------------------- what is refused
 
 
 def test_save_refuses_an_unfitted_model_and_leaves_nothing(tmp_path):
