@@ -115,7 +115,7 @@ rows = [
     ("test images", as_images(X_test[:n_columns])),
     ("reconstructed", as_images(vae.inverse_transform(vae.transform(X_test[:n_columns])))),
     ("new samples", as_images(new_rows[:n_columns])),
-    ("", as_images(new_rows[n_columns:])),
+    ("more of them", as_images(new_rows[n_columns:])),
 ]
 figure, axes = plt.subplots(
     len(rows), n_columns, figsize=(n_columns, len(rows)), layout="constrained"

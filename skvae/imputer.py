@@ -1,5 +1,6 @@
 """``VAEImputer``: `VAETransformer.impute` as a transformer, beside `IterativeImputer`."""
 
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -97,8 +98,15 @@ class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
         check_dense(X, "X")
         model = self._model(X).fit(X, sample_weight=sample_weight)
         self.estimator_: VAETransformer = model
-        with_gaps = missing(model._validated(X, reset=False)).any(axis=0)
-        self.indicated_ = np.flatnonzero(with_gaps & bool(self.add_indicator))
+        gaps = missing(model._validated(X, reset=False))
+        self.indicated_ = np.flatnonzero(gaps.any(axis=0) & bool(self.add_indicator))
+        if unknown := [model._columns.names[j] for j in np.flatnonzero(gaps.all(axis=0))]:
+            warnings.warn(
+                f"Columns without any value in fit: {unknown}. transform fills theirs with 0, "
+                "categories not at all. Leave these columns out.",
+                UserWarning,
+                stacklevel=2,
+            )
         take_columns(self, model)
         return self
 

@@ -79,7 +79,7 @@ class Settings:
     def checked(cls, parameters: dict[str, Any]) -> Self:
         """From the estimator's parameters, all of which are checked, those of inference too."""
         p = dict(parameters)
-        check_integer("n_components", p["n_components"], 1)
+        _check_n_components(p["n_components"])
         for name in ("hidden_layer_sizes", "decoder_layer_sizes"):
             if p[name] is not None or name == "hidden_layer_sizes":
                 p[name] = check_sizes(name, p[name])
@@ -131,6 +131,17 @@ class Settings:
                 "one of them is a plain autoencoder. "
                 "Fit afresh: clone(estimator).fit(X), or fit with warm_start=False."
             )
+
+
+def _check_n_components(value: Any) -> None:
+    """Refuse what is no number of components, PCA's other ways to choose one among it."""
+    if value is None or value == "mle" or (isinstance(value, float) and 0 < value < 1):
+        raise (TypeError if value is None else ValueError)(
+            f"n_components must be an integer of at least 1, got {value!r}: unlike PCA, a VAE is "
+            "trained for one number. Choose it by held-out log-likelihood, GridSearchCV over "
+            "n_components."
+        )
+    check_integer("n_components", value, 1)
 
 
 def _check_parts(p: dict[str, Any]) -> None:

@@ -221,3 +221,17 @@ def test_a_plain_autoencoder_cannot_impute():
     with pytest.raises(ValueError, match="beta=0: a plain autoencoder has no density"):
         imputer.fit(np.ones((5, 2)))
     assert not hasattr(imputer, "estimator_")
+
+
+@LIBRARIES
+def test_columns_without_any_value_are_told_of(library):
+    X = rows()[1]
+    X[:, 1] = np.nan
+    with pytest.warns(UserWarning, match=r"Columns without any value in fit: \['b'\]\. transform"):
+        imputer = VAEImputer(QUICK).fit(table(library, X))
+    filled = imputer.transform(table(library, rows()[1]))
+    observed = np.asarray(filled["b"])  # what is there stays
+    np.testing.assert_array_equal(observed, rows()[1][:, 1])
+    with pytest.warns(UserWarning, match=r"\[1\]\. transform fills theirs with 0"):
+        imputer = VAEImputer(QUICK).fit(X)
+    assert (imputer.transform(X)[:, 1] == 0).all()
