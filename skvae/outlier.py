@@ -23,6 +23,7 @@ FENCE = 1.5  # contamination="auto": interquartile ranges below the lower quarti
 ALIKE = {"float64": 1e-9, "float32": 1e-5}  # relative differences of scores that may be rounding
 IMPOSSIBLE = -1e37  # stands for the score minus infinity; a number in single precision, too
 FLOOR = 0.1  # of the default models: steps of a tenth of a standard deviation are not strange
+POINTS = 64  # of a score: rows come in the same order as by the four times as many of a density
 REFERENCE = 64  # draws of the model that say how surprising its cells are as a rule
 
 
@@ -37,13 +38,13 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
     log-densities counts: what is strange shows in one or the other. Both have a mixture as their
     prior, so that the middle between groups is strange, too, and columns have a tenth of their
     standard deviation as the lowest spread, so that small steps in nearly constant or discrete
-    columns are not.
+    columns are not. Scores take 64 importance samples: enough for the order of the rows.
 
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
-        The model, cloned. None: a ``VAETransformer`` with ``prior="mixture"``, ``noise_floor=0.1``
-        for each of ``n_components``.
+        The model, cloned. None: a ``VAETransformer`` with ``prior="mixture"``,
+        ``noise_floor=0.1`` and ``n_score_samples=64`` for each of ``n_components``.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Share of the rows of `fit` that `predict` calls outliers. "auto": those more than one and a
         half interquartile ranges below the lower quartile of the scores, Tukey's fence, which some
@@ -149,8 +150,9 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             sizes = [sizes]
         # one seed for all, also where random_state is a generator that goes on
         seed = check_random_state(self.random_state).randint(2**31 - 1)
+        options: dict[str, Any] = {"noise_floor": FLOOR, "n_score_samples": POINTS}
         return [
-            VAETransformer(k, prior="mixture", noise_floor=FLOOR, random_state=seed)
+            VAETransformer(k, prior="mixture", random_state=seed, **options)
             for k in check_sizes("n_components", sizes)
         ]
 

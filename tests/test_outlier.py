@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import sparse, stats
+from scipy.stats import spearmanr
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.ensemble import IsolationForest
@@ -85,7 +86,7 @@ def test_the_default_models():
     models = detector._models(X)
     assert [m.n_components for m in models] == [1, 3]
     assert models[0].random_state == models[1].random_state
-    assert {(m.prior, m.noise_floor) for m in models} == {("mixture", 0.1)}
+    assert {(m.prior, m.noise_floor, m.n_score_samples) for m in models} == {("mixture", 0.1, 64)}
     again = VAEOutlierDetector(n_components=np.int64(1), random_state=7)._models(X)
     assert [(m.n_components, m.random_state) for m in again] == [(1, models[0].random_state)]
 
@@ -101,6 +102,17 @@ def test_scores_are_the_models_mean():
         for m in detector.estimators_
     ]
     np.testing.assert_allclose(detector.contributions(rows), np.mean(one, 0), rtol=1e-9)
+
+
+def test_few_points_put_rows_in_the_order_of_many():
+    detector = VAEOutlierDetector(n_components=(1, 2), random_state=0).fit(X[:60])
+    few = detector.score_samples(X)
+    for model in detector.estimators_:
+        model.set_params(n_score_samples=1024)
+    many = detector.score_samples(X)
+    assert (few != many).any()
+    assert spearmanr(few, many).statistic > 0.99
+    assert abs(few - many).mean() < 0.1 * many.std()
 
 
 def test_rows_that_break_a_dependence_stand_out():
