@@ -97,9 +97,7 @@ class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
         """
         check_dense(X, "X")
         model = self._model(X).fit(X, sample_weight=sample_weight)
-        self.estimator_: VAETransformer = model
         gaps = missing(model._validated(X, reset=False))
-        self.indicated_ = np.flatnonzero(gaps.any(axis=0) & bool(self.add_indicator))
         if unknown := [model._columns.names[j] for j in np.flatnonzero(gaps.all(axis=0))]:
             warnings.warn(
                 f"Columns without any value in fit: {unknown}. transform fills theirs with 0, "
@@ -107,6 +105,8 @@ class VAEImputer(SaveLoadMixin, TransformerMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=2,
             )
+        self.estimator_: VAETransformer = model
+        self.indicated_ = np.flatnonzero(gaps.any(axis=0) & bool(self.add_indicator))
         take_columns(self, model)
         return self
 

@@ -135,7 +135,8 @@ class Settings:
 
 def _check_n_components(value: Any) -> None:
     """Refuse what is no number of components, PCA's other ways to choose one among it."""
-    if value is None or value == "mle" or (isinstance(value, float) and 0 < value < 1):
+    share = isinstance(value, float) and 0 < value < 1
+    if value is None or share or (isinstance(value, str) and value == "mle"):
         raise (TypeError if value is None else ValueError)(
             f"n_components must be an integer of at least 1, got {value!r}: unlike PCA, a VAE is "
             "trained for one number. Choose it by held-out log-likelihood, GridSearchCV over "

@@ -1,5 +1,7 @@
 """``VAEImputer``: the model's imputation as a transformer."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -235,3 +237,9 @@ def test_columns_without_any_value_are_told_of(library):
     with pytest.warns(UserWarning, match=r"\[1\]\. transform fills theirs with 0"):
         imputer = VAEImputer(QUICK).fit(X)
     assert (imputer.transform(X)[:, 1] == 0).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        strict = VAEImputer(QUICK)
+        with pytest.raises(UserWarning, match="without any value"):
+            strict.fit(X)
+    assert not hasattr(strict, "estimator_")
