@@ -253,15 +253,16 @@ def fitted(client):
 def test_methods_give_collections_that_are_what_one_machine_gives(client, fitted):
     vae, local = fitted
     X = dd.from_pandas(MIXED, npartitions=4)
-    for name in ("transform", "score_samples", "score_cells"):
+    # fewer rows at once round otherwise on some processors, and a score searches for a mode
+    for name, rtol in (("transform", 1e-12), ("score_samples", 1e-8), ("score_cells", 1e-8)):
         found = getattr(vae, name)(X)
         assert isinstance(found, da.Array)
-        np.testing.assert_allclose(found.compute(), getattr(local, name)(MIXED), rtol=1e-12)
+        np.testing.assert_allclose(found.compute(), getattr(local, name)(MIXED), rtol=rtol)
         assert found.ndim == found.compute().ndim
     for found, wanted in zip(vae.posterior(X), local.posterior(MIXED), strict=True):
         np.testing.assert_allclose(found.compute(), wanted, rtol=1e-12)
     pd.testing.assert_frame_equal(vae.impute(X).compute(), local.impute(X.compute()))
-    assert vae.score(X) == pytest.approx(local.score(MIXED), rel=1e-12)
+    assert vae.score(X) == pytest.approx(local.score(MIXED), rel=1e-8)
     Z = vae.transform(X)
     back = vae.inverse_transform(Z)
     assert isinstance(back, dd.DataFrame)
