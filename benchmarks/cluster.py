@@ -54,13 +54,13 @@ N_WEIGHTS = 1_130_000  # of this model, about
 BATCHES: dict[str, Any] = {"noise": "homoscedastic", "early_stopping": False, "random_state": 0}
 N_BATCH_EPOCHS = 20
 N_EPOCHS = 8  # that are timed, beyond the first
-# Dask's own settings give memory back after each large array, which costs a fit a quarter of its
-# time, and look a hundred times a second what each worker is at, at a twentieth of a core
-LEAN = {
-    "distributed.worker.profile.enabled": False,
+# Dask's own setting gives memory back after each large array, and costs a fit a quarter of its time
+ALLOCATOR = {
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**28,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25,
 }
+# its profiler looks a hundred times a second what each worker is at, at a twentieth of a core
+LEAN = ALLOCATOR | {"distributed.worker.profile.enabled": False}
 
 
 def rows(n_rows: int, chunk: int, n_columns: int = N_COLUMNS) -> da.Array:
@@ -289,7 +289,7 @@ def _watch(dask_worker: Any) -> None:
 def memory(options: argparse.Namespace) -> str:
     """Return what a fit of so many gigabytes took on two workers of limited memory."""
     gigabytes, limit = options.gigabytes, options.limit
-    for name in LEAN:  # Dask leaves them behind, for the next workers
+    for name in ALLOCATOR:  # Dask leaves them behind, for the next workers
         os.environ.pop(name.rpartition(".")[2], None)
     n_columns, chunk = 100, 50_000
     n_rows = int(gigabytes * 2**30 / 4 / n_columns / chunk) * chunk

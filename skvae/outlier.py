@@ -150,9 +150,10 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             sizes = [sizes]
         # one seed for all, also where random_state is a generator that goes on
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        options: dict[str, Any] = {"noise_floor": FLOOR, "n_score_samples": POINTS}
         return [
-            VAETransformer(k, prior="mixture", random_state=seed, **options)
+            VAETransformer(
+                k, prior="mixture", noise_floor=FLOOR, n_score_samples=POINTS, random_state=seed
+            )
             for k in check_sizes("n_components", sizes)
         ]
 
