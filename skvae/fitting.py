@@ -603,10 +603,8 @@ class Fit:
                 encoder_too, model, history, gains = False, alone, its_history, its_gains
         self.losses = history.losses
         self.interrupted = history.interrupted
-        late = history.n_iter - history.best_iter < s.n_iter_no_change
-        # a score that has only fallen since the start is no reason to go on
-        rose = history.best_iter > 0
-        self.improving = history.n_iter == s.max_iter and not history.converged and late and rose
+        # a score that has not risen since the start is no reason to go on
+        self.improving = history.n_iter == s.max_iter and not history.converged and history.rose
         if s.early_stopping:
             self.scores, self.best_score = history.scores, history.best_score
             self.gain = judging.mean_and_error(gains.to("cpu", F64), world.gather(held_out.share))

@@ -40,6 +40,7 @@ class History:
     scores: list[float] = field(default_factory=list)
     best_score: float = -math.inf
     best_iter: int = 0
+    rose: bool = False  # since the start, by as much as counts
     converged: bool = False
     interrupted: bool = False
     stopped: bool = False  # by `on_epoch`
@@ -427,7 +428,7 @@ class Trainer:
                         best = self._snapshot()
                     waited += 1
                     if score > reference + tol:
-                        reference, waited = score, 0
+                        reference, waited, history.rose = score, 0, True
                 if on_epoch is not None and on_epoch(history):
                     history.stopped = True
                     break

@@ -95,7 +95,6 @@ def test_the_summary_says_what_the_attributes_do():
     assert f"of 256 points, {vae.score_efficiency_:.0%} count" in text
 
 
-@pytest.mark.filterwarnings("ignore:max_iter=1 was reached:sklearn.exceptions.ConvergenceWarning")
 def test_components_beyond_the_columns_leave_the_start_as_it_is():
     """Loadings of zero are a saddle, and what they get in their place costs next to nothing."""
     bounds = []

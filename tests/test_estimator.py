@@ -632,6 +632,13 @@ def test_too_few_epochs_warn_at_the_callers_line(early_stopping, what):
     assert estimator.n_iter_ == 2
 
 
+def test_a_rise_that_does_not_count_warns_of_nothing():
+    estimator = quick(init="random", max_iter=2, tol=100.0).fit(X)
+    first, last = estimator.validation_scores_
+    assert first < last < first + 100
+    assert estimator.n_iter_ == 2
+
+
 def test_a_warning_made_an_error_leaves_the_estimator_as_it_was():
     estimator = quick(init="random", max_iter=2, tol=0.0)
     before = dict(vars(estimator))

@@ -294,6 +294,7 @@ def test_patience():
     history = fit(trainer, script, n_iter_no_change=3)
     assert history.converged
     assert history.n_iter == 4
+    assert history.rose
     assert torch.equal(trainer.flat, script.seen[1])
 
 
@@ -303,6 +304,7 @@ def test_a_rise_below_tol_is_kept_and_does_not_count():
     history = fit(trainer, script, tol=0.5, n_iter_no_change=2)
     assert history.n_iter == 2
     assert (history.best_score, history.best_iter) == (0.02, 2)
+    assert not history.rose
 
 
 def test_on_epoch_stops():
