@@ -159,7 +159,7 @@ class Trainer:
         Gradients longer than this are scaled down to it.
     alpha : float
         Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient
-        is added after that.
+        is added after that; it is of where Adam moves them from.
     penalised : tuple of parameters
     world : World, default=ALONE
         The processes that train copies of the module, each on rows of its own.
@@ -168,6 +168,8 @@ class Trainer:
     ----------
     flat : Tensor
         The parameters: the average after an epoch, and within one the point between.
+    beside : Tensor
+        The iterate after an epoch, and within one the average.
     """
 
     def __init__(
@@ -199,24 +201,30 @@ class Trainer:
     def reset(self, learning_rate: float) -> None:
         """Start the optimiser afresh, from the present weights."""
         self.learning_rate = learning_rate
-        self.iterate = self.flat.clone()
+        self.beside = self.flat.clone()
         self.squares = torch.zeros_like(self.flat)
         self.n_steps, self.total = 0, 0.0
         self._recorded: tuple[Rows, Recording] | None = None  # it refers to tensors
         precise = torch.float32 if self.flat.device.type == "mps" else torch.float64
         self._losses = self.flat.new_zeros((), dtype=precise)
-        # one pass, where operations take several
-        self._adam = functools.partial(
+        n = self.n_penalised if self.alpha else 0
+        parts = ((slice(n), self.alpha), (slice(n, None), 0.0))
+        self._adam = [self._fused(*part) for part in parts if len(self.flat[part[0]])]
+
+    def _fused(self, part: slice, alpha: float) -> Callable[..., Any]:
+        """Adam's step of these parameters, clipping and penalty included, in one pass."""
+        grad = [self.grad[part]]
+        return functools.partial(
             torch._fused_adam_,
-            [self.iterate],
-            [self.grad],
-            [self.grad],  # their mean without momentum
-            [self.squares],
+            [self.flat[part]],
+            grad,
+            grad,  # their mean without momentum
+            [self.squares[part]],
             [],
             [torch.tensor(math.inf)],  # steps: the rate holds the correction of the first ones
             beta1=0.0,
             beta2=SQUARES,
-            weight_decay=0.0,
+            weight_decay=alpha,
             eps=TINY,
             amsgrad=False,
             maximize=False,
@@ -225,58 +233,63 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What another trainer of the same module needs to go on, on the CPU."""
         steps = {"n_steps": self.n_steps, "total": self.total}
-        return {"iterate": self.iterate.cpu(), "squares": self.squares.cpu(), **steps}
+        return {"iterate": self.beside.cpu(), "squares": self.squares.cpu(), **steps}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from another trainer's `state`, at the present learning rate."""
-        self.iterate.copy_(state["iterate"])
+        self.beside.copy_(state["iterate"])
         self.squares.copy_(state["squares"])
         self.n_steps, self.total = state["n_steps"], state["total"]
 
-    def _lengths(self) -> tuple[float, float]:
-        """How far the next step goes, which is counted: share and rate of `_step`."""
+    def _lengths(self) -> tuple[float, float, float]:
+        """How far the next step goes, which is counted: what `_step` takes."""
         self.n_steps += 1
         rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
         weight = self.n_steps**LATENESS * rate**2
         self.total += weight
-        share = 1 - NEARNESS * (1 - weight / self.total)
-        return share, rate * math.sqrt(1 - SQUARES**self.n_steps)
+        rise = weight / self.total
+        share = 1 - NEARNESS * (1 - rise)
+        corrected = rate * math.sqrt(1 - SQUARES**self.n_steps)
+        return 1 - share / (1 - NEARNESS), share * corrected, rise / share
 
-    def _step(self, share: Any, rate: Any) -> None:
+    def _step(self, pull: Any, rate: Any, push: Any) -> None:
         """Move the iterate along the gradient, the average towards it, and go between them.
 
         ``iterate -= rate * gradient / root(squares)``, Adam's step without momentum, ``rate`` with
         its correction; ``average += rise * (iterate - average)``; and between them, at a `NEARNESS`
         to the average, lies ``flat``: from the old average it is a ``share`` of the way to the new
-        iterate. The average itself is not kept: it follows from the other two, and each tensor more
-        costs a pass through memory. On other devices than the CPU, both lengths lie there: a GPU
-        that has to be told numbers cannot record the step.
+        iterate. The iterate is not kept: it follows from the other two, and each tensor more costs
+        a pass through memory. So ``flat`` first goes away from the average, by ``pull``, to a
+        ``share`` of the way to the old iterate; then along the gradient, at a ``share`` of the
+        rate, while clipping and the penalty cost no pass of their own; and the average goes towards
+        it, by ``push``. On other devices than the CPU, these lengths lie there: a GPU that has to
+        be told numbers cannot record the step.
         """
-        self._clip()
-        if self.alpha:
-            self.grad[: self.n_penalised].add_(self.flat[: self.n_penalised], alpha=self.alpha)
-        self.flat.lerp_(self.iterate, 1 - 1 / NEARNESS)  # the average
         if self.on_cpu:
+            too_long = self._too_long()
             if self.n_steps % RENEWAL == 0:  # those of dead units would shrink to denormal numbers
                 self.squares.add_(TINY**2)
-            self._adam(lr=rate)
+            self.flat.lerp_(self.beside, pull)
+            for adam in self._adam:
+                adam(lr=rate, grad_scale=too_long)
         else:
+            if self.max_grad_norm != math.inf:  # to ask for the number would wait for the step
+                length = torch.linalg.vector_norm(self.grad)
+                self.grad.mul_((self.max_grad_norm / length).clamp_max(1.0))
+            self.flat.lerp_(self.beside, pull)
+            if self.alpha:
+                self.grad[: self.n_penalised].add_(self.flat[: self.n_penalised], alpha=self.alpha)
             self.squares.mul_(SQUARES).addcmul_(self.grad, self.grad, value=1 - SQUARES)
             direction = self.grad / self.squares.sqrt().clamp_min_(TINY)
-            self.iterate.addcmul_(direction, rate, value=-1)
-        self.flat.lerp_(self.iterate, share)
+            self.flat.addcmul_(direction, rate, value=-1)
+        self.beside.lerp_(self.flat, push)
 
-    def _clip(self) -> None:
-        """Scale the gradient down where it is too long."""
+    def _too_long(self) -> Tensor | None:
+        """How many times as long as allowed the gradient is; None where it is not."""
         if self.max_grad_norm == math.inf:
-            return
-        if self.on_cpu:
-            norm = math.sqrt(self.grad.dot(self.grad))  # the fastest pass of all
-            if not norm <= self.max_grad_norm:
-                self.grad.mul_(self.max_grad_norm / norm)
-        else:  # asking for the number would wait for the step's end
-            length = torch.linalg.vector_norm(self.grad)
-            self.grad.mul_((self.max_grad_norm / length).clamp_max(1.0))
+            return None
+        norm = math.sqrt(self.grad.dot(self.grad))  # the fastest pass of all
+        return None if norm <= self.max_grad_norm else torch.tensor(norm / self.max_grad_norm)
 
     def _snapshot(self) -> tuple[list[Tensor], tuple[int, float]]:
         """All that another epoch depends on, as it is between epochs."""
@@ -289,19 +302,27 @@ class Trainer:
 
     def _tensors(self) -> list[Tensor]:
         # buffers: what else the module keeps, running statistics, say
-        return [self.flat, self.iterate, self.squares, *self.module.buffers()]
+        return [self.flat, self.beside, self.squares, *self.module.buffers()]
 
     def epoch(self, rows: Rows, epoch: int = 0) -> float:
         """One pass over the rows in random order; the mean loss."""
         self.module.train()
-        torch.lerp(self.iterate, self.flat, NEARNESS, out=self.flat)
+        self.beside.lerp_(self.flat, NEARNESS)
+        self._trade_places()
         total = self._pass_on_cpu(rows, epoch) if self.on_cpu else self._pass_on_gpu(rows, epoch)
-        torch.lerp(self.iterate, self.flat, 1 / NEARNESS, out=self.flat)
+        self.flat.lerp_(self.beside, 1 - 1 / (1 - NEARNESS))
+        self._trade_places()
         self.module.eval()
         for tensor in self._tensors():
             self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
         self.world.sum_(total)
         return float(total) / rows.n_rows
+
+    def _trade_places(self) -> None:
+        """What was beside becomes ``flat``, and the other way round."""
+        flat = self.flat.clone()
+        self.flat.copy_(self.beside)
+        self.beside.copy_(flat)
 
     def _pass_on_cpu(self, rows: Rows, epoch: int) -> Tensor:
         """The steps of an epoch; the sum of this process's losses."""
