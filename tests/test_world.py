@@ -258,8 +258,10 @@ def test_processes_with_rows_of_their_own_fit_as_well_as_one(run):
     params = {"likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")}, "max_iter": 10}
     one, two = run(fitted, data[:2000], params)
     check_equal(one, two)
-    alone = VAETransformer(random_state=0, **params).fit(data[:2000])
-    assert one[2].score(data[2000:]) == pytest.approx(alone.score(data[2000:]), abs=0.1)
+    # so short a fit differs by a tenth of a nat from one seed to the next: the mean of some
+    alone = [VAETransformer(random_state=seed, **params).fit(data[:2000]) for seed in range(4)]
+    expected = np.mean([vae.score(data[2000:]) for vae in alone])
+    assert one[2].score(data[2000:]) == pytest.approx(expected, abs=0.1)
 
 
 def lost(group):
