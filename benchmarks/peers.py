@@ -142,17 +142,23 @@ def repeated(action: Callable[[], object], least: float = 0.05) -> float:
 TRAINED = 1 - VAETransformer().validation_fraction  # share of the rows, by default
 
 
-class _Lines(io.StringIO):
-    """In place of the screen: calls a function for each line of ``verbose=1``."""
+class _Stamp:
+    """A callback of scikit-learn's that calls a function after each epoch."""
 
-    def __init__(self, on_line: Callable[[], None]) -> None:
-        super().__init__()
-        self.on_line = on_line
+    def __init__(self, on_epoch: Callable[[], None]) -> None:
+        self.on_epoch = on_epoch
 
-    def write(self, text: str) -> int:
-        if text.startswith("epoch"):
-            self.on_line()
-        return len(text)
+    def setup(self, estimator: Any, context: Any) -> None:
+        """Nothing to prepare."""
+
+    teardown = setup
+
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+        """Nothing to do."""
+
+    def on_fit_task_end(self, estimator: Any, context: Any) -> None:
+        if context.task_name == "epoch":
+            self.on_epoch()
 
 
 def fit_skvae(
@@ -170,10 +176,9 @@ def fit_skvae(
         batch_size=batch_size,
         max_iter=epochs,
         random_state=seed,
-        verbose=1,
         **params,
-    )
-    with warnings.catch_warnings(), contextlib.redirect_stdout(_Lines(on_epoch)):
+    ).set_callbacks(_Stamp(on_epoch))
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X)
 

@@ -243,6 +243,8 @@ def _basis(
         means -= probability @ means
         root = np.sqrt(probability)[:, None]
         vectors, values, _ = np.linalg.svd(root * means, full_matrices=False)
+        largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
+        vectors = vectors * np.where(largest < 0, -1.0, 1.0)  # or rounding would choose the signs
         kept = values[:BASIS] > 0.05 * values[0]
         if values[0] > 0:
             return np.asarray(vectors[:, : len(kept)][:, kept] / root)

@@ -30,6 +30,8 @@ NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of
 LATENESS = 2  # step t counts in that average like t to this power
 TINY = 1e-8  # what keeps a root of that mean from zero
 RENEWAL = 1000  # steps after which the means are
+SOON = 200  # steps that the average takes in one by one, and then
+OFTEN = 3  # the last of so many: odd, as the iterate may go to and fro around an optimum
 
 
 @dataclass
@@ -245,9 +247,11 @@ class Trainer:
         """How far the next step goes, which is counted: what `_step` takes."""
         self.n_steps += 1
         rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
-        weight = self.n_steps**LATENESS * rate**2
-        self.total += weight
-        rise = weight / self.total
+        rise, n_alike = 0.0, 1 if self.n_steps <= SOON else OFTEN
+        if self.n_steps % n_alike == 0:
+            weight = n_alike * self.n_steps**LATENESS * rate**2
+            self.total += weight
+            rise = weight / self.total
         share = 1 - NEARNESS * (1 - rise)
         corrected = rate * math.sqrt(1 - SQUARES**self.n_steps)
         return 1 - share / (1 - NEARNESS), share * corrected, rise / share
@@ -269,7 +273,8 @@ class Trainer:
             too_long = self._too_long()
             if self.n_steps % RENEWAL == 0:  # those of dead units would shrink to denormal numbers
                 self.squares.add_(TINY**2)
-            self.flat.lerp_(self.beside, pull)
+            if pull:
+                self.flat.lerp_(self.beside, pull)
             for adam in self._adam:
                 adam(lr=rate, grad_scale=too_long)
         else:
@@ -282,7 +287,8 @@ class Trainer:
             self.squares.mul_(SQUARES).addcmul_(self.grad, self.grad, value=1 - SQUARES)
             direction = self.grad / self.squares.sqrt().clamp_min_(TINY)
             self.flat.addcmul_(direction, rate, value=-1)
-        self.beside.lerp_(self.flat, push)
+        if not self.on_cpu or push:
+            self.beside.lerp_(self.flat, push)
 
     def _too_long(self) -> Tensor | None:
         """How many times as long as allowed the gradient is; None where it is not."""

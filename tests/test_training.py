@@ -11,6 +11,8 @@ from skvae.training import (
     LATENESS,
     MAX_RECOVERIES,
     NEARNESS,
+    OFTEN,
+    SOON,
     SQUARES,
     WARM_UP,
     Rows,
@@ -203,13 +205,15 @@ def test_schedule_free_adam_as_published(max_grad_norm, alpha, n_batches, on_cpu
     x = z = trainer.flat.double()
     v, total = torch.zeros_like(z), 0.0
     losses = lambda *_: distance(toy, TARGETS)  # noqa: E731  # of each batch the same
-    for t in range(1, 2 * WARM_UP + 1):
+    for t in range(1, SOON + 2 * WARM_UP + 1):
         y = (1 - NEARNESS) * z + NEARNESS * x
         grad = torch.cat([y[:3] - TARGETS.double().mean(0), y[3:]])
         grad = grad * min(1.0, max_grad_norm / float(grad.norm()))
         rate = 0.05 * min(1.0, t / WARM_UP)
-        total += t**LATENESS * rate**2
-        rise = t**LATENESS * rate**2 / total
+        n_alike = 1 if t <= SOON else OFTEN  # then, each counted so many times
+        weight = n_alike * t**LATENESS * rate**2 if t % n_alike == 0 else 0.0
+        total += weight
+        rise = weight / total
         share = 1 - NEARNESS * (1 - rise)
         # the penalty's gradient is of where the parameters are when Adam moves them
         grad[:3] += alpha * (x + share * (z - x))[:3]
