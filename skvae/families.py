@@ -19,6 +19,7 @@ from .likelihoods import (
     StudentT,
     split_gaps,
 )
+from .linear import upright
 from .rows import DistinctRows, Floats, location_and_scale
 
 # name -> class that validation reads the range of values from
@@ -243,11 +244,10 @@ def _basis(
         means -= probability @ means
         root = np.sqrt(probability)[:, None]
         vectors, values, _ = np.linalg.svd(root * means, full_matrices=False)
-        largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
-        vectors = vectors * np.where(largest < 0, -1.0, 1.0)  # or rounding would choose the signs
         kept = values[:BASIS] > 0.05 * values[0]
         if values[0] > 0:
-            return np.asarray(vectors[:, : len(kept)][:, kept] / root)
+            leading = upright(torch.from_numpy(vectors[:, : len(kept)][:, kept]))
+            return np.asarray(leading.numpy() / root)
     # nothing else is known: how frequent it is
     log_share = np.log(probability)
     log_share -= probability @ log_share

@@ -314,8 +314,17 @@ def rotated(loadings: Tensor, noise: Tensor) -> LinearModel:
     W = loadings @ R.flip(1)
     # rounding's dust: a column that goes with no other has loadings of exactly zero
     W = W.masked_fill(W.abs() <= DUST * W.abs().max(), 0.0)
-    largest = W.gather(0, W.abs().argmax(0, keepdim=True))
-    return LinearModel(W * torch.where(largest < 0, -1.0, 1.0), noise)
+    return LinearModel(upright(W), noise)
+
+
+def upright(vectors: Tensor) -> Tensor:
+    """These columns (n, k), each times 1 or -1, so that the largest number is positive.
+
+    Of several that are about as large, the first: rounding is not to choose.
+    """
+    size = vectors.abs()
+    first = (size > 0.999 * size.amax(0)).int().argmax(0, keepdim=True)
+    return vectors * torch.where(vectors.gather(0, first) < 0, -1.0, 1.0)
 
 
 def _leading(S: Covariance, scale: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,12 +26,14 @@ MAX_RECOVERIES = 5  # times that one fit may go back to its best weights after a
 DECAY = 5.0  # the learning rate is divided by this where the loss does not stay finite
 WARM_UP = 50  # steps over which the learning rate rises
 SQUARES = 0.99  # decay of Adam's mean of squared gradients
-NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of all so far
+NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of the iterates
 LATENESS = 2  # step t counts in that average like t to this power
 TINY = 1e-8  # what keeps a root of that mean from zero
 RENEWAL = 1000  # steps after which the means are
-SOON = 200  # steps that the average takes in one by one, and then
-OFTEN = 3  # the last of so many: odd, as the iterate may go to and fro around an optimum
+SOON = 100  # steps after which not every iterate is averaged: a pass over memory less
+# but one of so many, with as much weight. An odd number: an iterate may go to and fro around an
+# optimum, and an even one would see it on one side only
+OFTEN = 3
 
 
 @dataclass
@@ -161,7 +163,7 @@ class Trainer:
         Gradients longer than this are scaled down to it.
     alpha : float
         Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on ``penalised``, whose gradient
-        is added after that; it is of where Adam moves them from.
+        is added after that. It is taken where Adam's step starts, see `_step`.
     penalised : tuple of parameters
     world : World, default=ALONE
         The processes that train copies of the module, each on rows of its own.
@@ -220,10 +222,11 @@ class Trainer:
             torch._fused_adam_,
             [self.flat[part]],
             grad,
-            grad,  # their mean without momentum
+            grad,  # their mean, which without momentum is the gradient itself
             [self.squares[part]],
             [],
-            [torch.tensor(math.inf)],  # steps: the rate holds the correction of the first ones
+            # steps so far: so many that torch corrects nothing; our rate has the correction
+            [torch.tensor(math.inf, dtype=torch.float32)],
             beta1=0.0,
             beta2=SQUARES,
             weight_decay=alpha,
@@ -243,31 +246,47 @@ class Trainer:
         self.squares.copy_(state["squares"])
         self.n_steps, self.total = state["n_steps"], state["total"]
 
-    def _lengths(self) -> tuple[float, float, float]:
-        """How far the next step goes, which is counted: what `_step` takes."""
-        self.n_steps += 1
-        rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
-        rise, n_alike = 0.0, 1 if self.n_steps <= SOON else OFTEN
-        if self.n_steps % n_alike == 0:
+    def _lengths(self, n_batches: int) -> Iterator[tuple[float, float, float]]:
+        """``pull``, ``rate`` and ``push`` of each `_step` of an epoch.
+
+        Where the average stays as it is, the first and the last are 0. It never does so in an
+        epoch's last step, nor where an epoch has few: what has been learned always shows.
+        """
+        stride = OFTEN if self.n_steps >= SOON and n_batches >= 2 * OFTEN else 1
+        n_left_over = n_batches % stride  # each of them is averaged
+        for step in range(1, n_batches + 1):
+            self.n_steps += 1
+            rate = self.learning_rate * min(1.0, self.n_steps / WARM_UP)
+            n_alike = stride if step % stride == 0 else 0
+            if step > n_batches - n_left_over:
+                n_alike = 1
             weight = n_alike * self.n_steps**LATENESS * rate**2
             self.total += weight
             rise = weight / self.total
-        share = 1 - NEARNESS * (1 - rise)
-        corrected = rate * math.sqrt(1 - SQUARES**self.n_steps)
-        return 1 - share / (1 - NEARNESS), share * corrected, rise / share
+            share = 1 - NEARNESS * (1 - rise)
+            corrected = rate * math.sqrt(1 - SQUARES**self.n_steps)
+            yield 1 - share / (1 - NEARNESS), share * corrected, rise / share
 
     def _step(self, pull: Any, rate: Any, push: Any) -> None:
-        """Move the iterate along the gradient, the average towards it, and go between them.
+        """Move the iterate z along the gradient, the average x towards it, and y between them.
 
-        ``iterate -= rate * gradient / root(squares)``, Adam's step without momentum, ``rate`` with
-        its correction; ``average += rise * (iterate - average)``; and between them, at a `NEARNESS`
-        to the average, lies ``flat``: from the old average it is a ``share`` of the way to the new
-        iterate. The iterate is not kept: it follows from the other two, and each tensor more costs
-        a pass through memory. So ``flat`` first goes away from the average, by ``pull``, to a
-        ``share`` of the way to the old iterate; then along the gradient, at a ``share`` of the
-        rate, while clipping and the penalty cost no pass of their own; and the average goes towards
-        it, by ``push``. On other devices than the CPU, these lengths lie there: a GPU that has to
-        be told numbers cannot record the step.
+        As published, with Adam's step without momentum, ``rate`` with its correction::
+
+            z -= rate * gradient / root(squares)
+            x += rise * (z - x)
+            y = (1 - NEARNESS) * z + NEARNESS * x
+
+        Kept are y, in ``flat``, and x, ``beside`` it; z follows from them, and each tensor more
+        costs a pass through memory. With the old x, y lies a ``share`` of the way to the new z::
+
+            y += pull * (x - y)  # a share of the way to the old z
+            y -= share * rate * gradient / root(squares)
+            x += push * (y - x)
+
+        The middle one is torch's fused Adam, where clipping and the penalty cost no pass of their
+        own; the penalty's gradient is therefore of that y. Steps below some 1e-7 of a weight are
+        lost to rounding. On other devices than the CPU, the lengths lie there: a GPU that has to be
+        told numbers cannot record the step.
         """
         if self.on_cpu:
             too_long = self._too_long()
@@ -295,7 +314,9 @@ class Trainer:
         if self.max_grad_norm == math.inf:
             return None
         norm = math.sqrt(self.grad.dot(self.grad))  # the fastest pass of all
-        return None if norm <= self.max_grad_norm else torch.tensor(norm / self.max_grad_norm)
+        if norm <= self.max_grad_norm:
+            return None
+        return torch.tensor(norm / self.max_grad_norm, dtype=torch.float32)  # all that torch reads
 
     def _snapshot(self) -> tuple[list[Tensor], tuple[int, float]]:
         """All that another epoch depends on, as it is between epochs."""
@@ -311,7 +332,10 @@ class Trainer:
         return [self.flat, self.beside, self.squares, *self.module.buffers()]
 
     def epoch(self, rows: Rows, epoch: int = 0) -> float:
-        """One pass over the rows in random order; the mean loss."""
+        """One pass over the rows in random order; the mean loss, NaN if the weights are not finite.
+
+        A gradient that is not finite shows in the loss of the next step alone.
+        """
         self.module.train()
         self.beside.lerp_(self.flat, NEARNESS)
         self._trade_places()
@@ -322,7 +346,7 @@ class Trainer:
         for tensor in self._tensors():
             self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
         self.world.sum_(total)
-        return float(total) / rows.n_rows
+        return float(total) / rows.n_rows if self.flat.isfinite().all() else math.nan
 
     def _trade_places(self) -> None:
         """What was beside becomes ``flat``, and the other way round."""
@@ -334,17 +358,17 @@ class Trainer:
         """The steps of an epoch; the sum of this process's losses."""
         losses, sizes = [], []
         with _no_denormals():
-            for batch in rows.batches():
+            for now, batch in zip(self._lengths(rows.n_batches), rows.batches(), strict=True):
                 loss, n = self._find_gradient(rows, epoch, batch)
                 losses.append(loss)
                 sizes.append(n)
-                self._step(*self._lengths())
+                self._step(*now)
         means = torch.stack(losses).detach().double()
         return means @ means.new_tensor(sizes)
 
     def _pass_on_gpu(self, rows: Rows, epoch: int) -> Tensor:
         """The same, without waiting for any number."""
-        lengths = torch.tensor([self._lengths() for _ in range(rows.n_batches)]).to(self.flat)
+        lengths = torch.tensor(list(self._lengths(rows.n_batches))).to(self.flat)
 
         def as_it_is(lengths: Tensor, *batch: Tensor) -> None:
             loss, n = self._find_gradient(rows, epoch, batch)
@@ -386,7 +410,7 @@ class Trainer:
                 self.reset(learning_rate)
             if not math.isfinite(self.epoch(rows, epoch)):
                 return False
-        return bool(self.flat.isfinite().all())
+        return True
 
     def fit(
         self,

@@ -76,7 +76,7 @@ def test_the_star():
     assert imports("gradients") == imports("checks") == imports("saving") == {}
     assert imports("world") == imports("recording") == {}
     assert set(imports("spread")) <= LEAVES
-    assert set(imports("families")) <= {"rows", "likelihoods"}
+    assert set(imports("families")) == {"rows", "linear", "likelihoods"}
     assert set(imports("targets")) == {"training", "world"}
     assert set(imports("diagnostics")) == {"families", "networks", "targets"}
     assert set(imports("settings")) == {"checks", "families", "networks", "priors"}

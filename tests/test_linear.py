@@ -17,6 +17,7 @@ from skvae.linear import (
     factor_analysis,
     refit,
     rotated,
+    upright,
     weighted_pca,
 )
 
@@ -186,6 +187,15 @@ def test_rotated_is_the_same_model_with_independent_components():
     largest = model.loadings.gather(0, model.loadings.abs().argmax(0, keepdim=True))
     assert (largest > 0).all()
     torch.testing.assert_close(rotated(-W, noise).loadings, model.loadings)
+
+
+@pytest.mark.parametrize("rounding", [1 - 1e-15, 1.0, 1 + 1e-15])
+def test_signs_are_not_for_rounding_to_choose(rounding):
+    vectors = torch.tensor([[0.5, -0.1, 0.0], [-2.0, 0.3, 0.0], [2.0, -0.4, 0.0]], dtype=F64)
+    vectors[2] *= rounding
+    expected = vectors * torch.tensor([-1.0, -1.0, 1.0])
+    torch.testing.assert_close(upright(vectors), expected)
+    torch.testing.assert_close(upright(-vectors), expected)
 
 
 def test_encoder_and_log_var_are_the_posterior():

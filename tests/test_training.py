@@ -1,5 +1,6 @@
 """The loop on a quadratic: no autoencoder in sight."""
 
+import copy
 import math
 
 import pytest
@@ -11,8 +12,6 @@ from skvae.training import (
     LATENESS,
     MAX_RECOVERIES,
     NEARNESS,
-    OFTEN,
-    SOON,
     SQUARES,
     WARM_UP,
     Rows,
@@ -195,28 +194,31 @@ def test_training_mode_within_an_epoch_alone():
 
 @pytest.mark.parametrize("max_grad_norm", [math.inf, 2.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-@pytest.mark.parametrize("n_batches", [1, 4])
+@pytest.mark.parametrize("n_batches", [1, 4, 8, 10])
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_schedule_free_adam_as_published(max_grad_norm, alpha, n_batches, on_cpu):
     """Algorithm 1 of Defazio et al. (2024), with Adam's scaling, written out."""
     toy = Toy()
-    trainer = Trainer(toy, 0.05, max_grad_norm, alpha, (toy.point,))
+    trainer = Trainer(toy, 0.05, max_grad_norm, alpha, (toy.matrix,))
     trainer.on_cpu = on_cpu  # the arithmetic of a GPU needs none
-    x = z = trainer.flat.double()
+    x = z = trainer.flat.double()  # the penalised four of the matrix first
     v, total = torch.zeros_like(z), 0.0
     losses = lambda *_: distance(toy, TARGETS)  # noqa: E731  # of each batch the same
-    for t in range(1, SOON + 2 * WARM_UP + 1):
+    # of each step of an epoch, how many alike the average counts it as, later on
+    later = {1: [1], 4: [1, 1, 1, 1], 8: [0, 0, 3, 0, 0, 3, 1, 1], 10: [0, 0, 3] * 3 + [1]}
+    for t in range(1, 4 * WARM_UP + 1):
         y = (1 - NEARNESS) * z + NEARNESS * x
-        grad = torch.cat([y[:3] - TARGETS.double().mean(0), y[3:]])
+        grad = torch.cat([y[:4], y[4:] - TARGETS.double().mean(0)])
         grad = grad * min(1.0, max_grad_norm / float(grad.norm()))
         rate = 0.05 * min(1.0, t / WARM_UP)
-        n_alike = 1 if t <= SOON else OFTEN  # then, each counted so many times
-        weight = n_alike * t**LATENESS * rate**2 if t % n_alike == 0 else 0.0
+        epoch, step = divmod(t - 1, n_batches)
+        n_alike = later[n_batches][step] if epoch * n_batches >= 100 else 1
+        weight = n_alike * t**LATENESS * rate**2
         total += weight
         rise = weight / total
         share = 1 - NEARNESS * (1 - rise)
         # the penalty's gradient is of where the parameters are when Adam moves them
-        grad[:3] += alpha * (x + share * (z - x))[:3]
+        grad[:4] += alpha * (x + share * (z - x))[:4]
         v = SQUARES * v + (1 - SQUARES) * grad**2
         z = z - rate * grad / ((v / (1 - SQUARES**t)).sqrt() + 1e-8)
         x = x + rise * (z - x)
@@ -226,12 +228,51 @@ def test_schedule_free_adam_as_published(max_grad_norm, alpha, n_batches, on_cpu
     assert (x - z).abs().max() > 0.01  # that an average differs from the last can be seen
 
 
+@pytest.mark.parametrize("n_batches", [1, 2, 3, 4, 5, 6, 7, 8, 40])
+def test_each_epoch_moves_the_average(n_batches):
+    """Also where most steps leave it, and to the weights of its own last step."""
+    trainer = Trainer(Toy(), 0.05)
+    for _ in range(300 // n_batches):
+        before = trainer.flat.clone()
+        trainer.epoch(rows_of(trainer, batch_size=40 // n_batches))
+        assert not torch.equal(trainer.flat, before)
+    assert [push > 0 for *_, push in trainer._lengths(n_batches)][-1]
+
+
+def test_a_reset_forgets_all_but_the_weights():
+    trainer = Trainer(Toy(), 0.05)
+    for _ in range(3):
+        trainer.epoch(rows_of(trainer))
+    trainer.reset(0.02)
+    other = Toy()
+    other.load_state_dict(trainer.module.state_dict())
+    fresh = Trainer(other, 0.02)
+    for one in (trainer, fresh):
+        one.epoch(rows_of(one))
+    assert torch.equal(trainer.flat, fresh.flat)
+    assert torch.equal(trainer.state()["squares"], fresh.state()["squares"])
+    assert trainer.n_steps == fresh.n_steps == 5
+
+
+def test_another_default_precision():
+    """Which scalars that torch's step reads do not follow."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        twin = Trainer(Toy().float(), 0.05, max_grad_norm=0.5)
+        twin.epoch(rows_of(twin, lambda epoch, t: distance(twin.module, t.float())))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    trainer = Trainer(Toy(), 0.05, max_grad_norm=0.5)
+    trainer.epoch(rows_of(trainer))
+    torch.testing.assert_close(twin.flat, trainer.flat)
+
+
 def test_squares_without_a_gradient_stay_normal_numbers():
     """Which take a processor many times less than denormal ones."""
     trainer = Trainer(Toy(), 0.05)
     trainer.squares.fill_(1e-16)
-    for _ in range(8000):
-        trainer._step(*trainer._lengths())
+    for lengths in trainer._lengths(8000):
+        trainer._step(*lengths)
     assert trainer.squares.min() > torch.finfo(torch.float32).tiny
 
 
@@ -350,6 +391,62 @@ def test_a_score_that_is_not_finite_is_no_score():
     script = Script(trainer, [0.0, math.inf, math.nan, 1.0])
     history = fit(trainer, script, max_iter=3)
     assert (history.best_score, history.best_iter) == (1.0, 3)
+
+
+def test_weights_that_are_not_finite_are_noticed_in_the_epoch():
+    """A loss may be finite whose gradient is not, and the last step's is no next one's loss."""
+    trainer, steps = Trainer(Toy(), 0.1), []
+
+    def losses(epoch, targets):
+        steps.append(epoch)
+        loss = distance(trainer.module, targets)
+        if len(steps) == 10:  # the last of the second epoch
+            loss = loss + (0 * trainer.module.point).abs().pow(0.5).sum()  # slope infinity
+        return loss
+
+    found = [trainer.epoch(rows_of(trainer, losses), epoch) for epoch in range(2)]
+    assert math.isfinite(found[0])
+    assert math.isnan(found[1])
+    trainer = Trainer(Toy(), 0.1)
+    steps.clear()
+    assert not trainer.replay(rows_of(trainer, losses), [0.1] * 3)
+    assert len(steps) == 10  # it goes no further
+
+
+def test_the_best_epochs_optimiser_comes_back_with_its_weights():
+    """Training goes on from there, in a fit that is resumed."""
+    trainer = Trainer(Toy(), 0.1)
+    states = []
+    script = Script(trainer, [0.0, 1.0, 5.0, 2.0, 4.0])
+
+    def evaluate():
+        states.append(copy.deepcopy(trainer.state()))
+        return script()
+
+    fit(trainer, evaluate, max_iter=4)
+    after, best, last = trainer.state(), states[2], states[4]
+    assert after.keys() == best.keys() == {"iterate", "squares", "n_steps", "total"}
+    for name, value in after.items():
+        same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
+        assert same(value, best[name]) and not same(value, last[name])
+
+
+def test_an_interruption_without_evaluation_keeps_the_best_weights():
+    trainer, steps, after = Trainer(Toy(), 0.1), [], []
+
+    def losses(epoch, targets):
+        steps.append(epoch)
+        if len(steps) == 13:  # the third of the five steps of the third epoch
+            raise KeyboardInterrupt
+        return distance(trainer.module, targets)
+
+    history = fit(
+        trainer,
+        rows=rows_of(trainer, losses),
+        on_epoch=lambda history: after.append(trainer.flat.clone()),
+    )
+    assert history.interrupted
+    assert torch.equal(trainer.flat, after[-1])
 
 
 def test_it_gives_up_on_a_loss_that_is_never_finite():
