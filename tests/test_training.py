@@ -431,6 +431,19 @@ def test_the_best_epochs_optimiser_comes_back_with_its_weights():
         assert same(value, best[name]) and not same(value, last[name])
 
 
+def test_the_best_epochs_statistics_come_back_with_its_weights():
+    trainer = Trainer(Toy(), 0.1)
+    trainer.module.register_buffer("n_seen", torch.zeros(()))
+
+    def losses(epoch, targets):
+        trainer.module.n_seen += len(targets)
+        return distance(trainer.module, targets)
+
+    script = Script(trainer, [0.0, 1.0, 5.0, 2.0, 4.0])
+    fit(trainer, script, rows_of(trainer, losses), max_iter=4)
+    assert trainer.module.n_seen == 2 * len(TARGETS)
+
+
 def test_an_interruption_without_evaluation_keeps_the_best_weights():
     trainer, steps, after = Trainer(Toy(), 0.1), [], []
 
