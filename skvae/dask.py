@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import numpy as np
 from sklearn import clone, get_config
+from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -42,6 +43,7 @@ from .member import Left, Plan, digest, executing, forget, memory_limit, train, 
 from .partitions import (
     Part,
     apply,
+    check_matrix,
     impute,
     matrix,
     merge,
@@ -83,7 +85,7 @@ class DaskVAETransformer(VAETransformer):
     n_components : int, default=2
         Dimension of the latent.
     client : distributed.Client, default=None
-        Of the cluster; None takes the current one.
+        Of the cluster; None takes the current one. Copies and pickles have none.
     **parameters
         Those of `VAETransformer`. `device` is that of each worker, and "auto" may be told apart
         there.
@@ -224,6 +226,10 @@ class DaskVAETransformer(VAETransformer):
                     "There is no Dask client: make one, distributed.Client(), before fit, or pass "
                     "one as client."
                 ) from error
+            if client.asynchronous:
+                raise TypeError(
+                    "client is asynchronous: pass distributed.Client(asynchronous=False)."
+                ) from None
             yield client
         else:
             with distributed.worker_client() as own:
@@ -272,6 +278,8 @@ class DaskVAETransformer(VAETransformer):
         -------
         estimator : DaskVAETransformer
         """
+        if not isinstance(estimator, VAETransformer):
+            raise TypeError(f"estimator must be a VAETransformer, got {estimator!r}.")
         lifted = cls(**estimator.get_params(deep=False) | {"client": client})
         lifted.__dict__.update({k: v for k, v in vars(estimator).items() if k != "client"})
         return lifted
@@ -351,11 +359,9 @@ class DaskVAETransformer(VAETransformer):
         if n_draws is None:
             return self._imputed(X, None, 0)
         check_integer("n_draws", n_draws, 1, "or None")
-        random = (
-            np.random.RandomState(random_state)
-            if not hasattr(random_state, "randint")
-            else random_state
-        )
+        random = np.random.RandomState()  # numpy's global generator is not ours to advance
+        if random_state is not None:
+            random = check_random_state(random_state)
         return [self._imputed(X, 1, int(random.randint(2**31 - 1))) for _ in range(n_draws)]
 
     def inverse_transform(self, Z: Any) -> Any:
@@ -501,6 +507,7 @@ def _collection(X: Any, name: str = "X") -> None:
             f"{name} is a Dask {type(X).__name__}: pass an Array or a DataFrame of shape "
             f"(n_samples, {'n_features' if name == 'X' else 'n_components'})."
         )
+    check_matrix(X, name)
 
 
 # -------------------------------------------------------------------- on the caller's side

@@ -544,6 +544,8 @@ class VAETransformer(
         if table and (reset or self._columns.library is not None):
             return validate_data(self, X, reset=reset, skip_check_array=True)
         dtypes = [np.float64, np.float32]
+        if np.ma.is_masked(X):  # whose cells below the mask scikit-learn would take for data
+            raise TypeError("X has masked cells: pass X.astype(float).filled(np.nan).")
         columns.check_no_dates(X)
         try:
             # infinities are refused below, where columns have names

@@ -270,11 +270,20 @@ def check_partition(X: Any, names: list[Any]) -> None:
         raise ValueError(f"its columns are {its_names}, but those of X are {names}: {trust}")
 
 
-def matrix(X: Any, name: str = "X") -> Any:
-    """An array of whole rows of floats."""
+def check_matrix(X: Any, name: str = "X") -> None:
+    """Refuse arrays of another number of dimensions."""
     if X.ndim != 2:
         wanted = "n_features" if name == "X" else "n_components"
         raise ValueError(f"{name} has shape {X.shape}: reshape it to (n_samples, {wanted}).")
+
+
+def matrix(X: Any, name: str = "X") -> Any:
+    """An array of whole rows of floats."""
+    check_matrix(X, name)
+    if isinstance(X._meta, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} has masked chunks: fill what is masked, da.ma.filled({name}, np.nan)."
+        )
     if not isinstance(X._meta, np.ndarray):
         kind = f"{type(X._meta).__module__}.{type(X._meta).__name__}"
         raise TypeError(

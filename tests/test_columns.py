@@ -64,6 +64,16 @@ def test_dates_are_refused_by_name(library, kind):
         check_no_dates(when[:, None])
 
 
+def test_masked_cells_are_no_data():
+    X = np.ma.masked_greater(np.random.default_rng(0).normal(size=(30, 2)), 2.0)
+    with pytest.raises(TypeError, match=r"X has masked cells: pass X.astype\(float\).filled\(np.n"):
+        VAETransformer(1).fit(np.ma.masked_less(X, 0.0))
+    vae = VAETransformer(1, max_iter=1).fit(X.filled(np.nan))
+    with pytest.raises(TypeError, match="X has masked cells"):
+        vae.transform(np.ma.masked_less(X, 0.0))
+    np.testing.assert_array_equal(vae.transform(np.ma.array(X.data)), vae.transform(X.data))
+
+
 def test_objects_are_refused_by_name():
     frame = pytest.importorskip("pandas").DataFrame({"a": [1.0, 2.0], "b": [object(), object()]})
     with pytest.raises(TypeError, match=r"Column 'b' of X holds object objects, which are no cat"):
