@@ -30,10 +30,10 @@ NEARNESS = 0.95  # of the weights that gradients are taken at, to the average of
 LATENESS = 2  # step t counts in that average like t to this power
 TINY = 1e-8  # what keeps a root of that mean from zero
 RENEWAL = 1000  # steps after which the means are
-SOON = 100  # steps after which not every iterate is averaged: a pass over memory less
-# but one of so many, with as much weight. An odd number: an iterate may go to and fro around an
-# optimum, and an even one would see it on one side only
-OFTEN = 3
+# After so many steps, one iterate of so many is averaged, with as much weight: this saves passes
+# over memory. An odd number: the iterate may go to and fro around an optimum, and an even number
+# would find it on the same side each time.
+SOON, OFTEN = 100, 3
 
 
 @dataclass
@@ -334,7 +334,7 @@ class Trainer:
     def epoch(self, rows: Rows, epoch: int = 0) -> float:
         """One pass over the rows in random order; the mean loss, NaN if the weights are not finite.
 
-        A gradient that is not finite shows in the loss of the next step alone.
+        The gradient of the last step shows in no loss.
         """
         self.module.train()
         self.beside.lerp_(self.flat, NEARNESS)
