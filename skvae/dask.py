@@ -20,7 +20,6 @@ from uuid import uuid4
 
 import numpy as np
 from sklearn import clone, get_config
-from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -37,13 +36,12 @@ except ImportError as error:  # pragma: no cover
 from . import columns
 from .checks import check_integer
 from .columns import Columns, float_of
-from .estimator import VAETransformer, _has_density, _undone_on_failure
+from .estimator import VAETransformer, _has_density, _undone_on_failure, random_of
 from .fitting import Fit
 from .member import Left, Plan, digest, executing, forget, memory_limit, train, write
 from .partitions import (
     Part,
     apply,
-    check_matrix,
     impute,
     matrix,
     merge,
@@ -359,9 +357,7 @@ class DaskVAETransformer(VAETransformer):
         if n_draws is None:
             return self._imputed(X, None, 0)
         check_integer("n_draws", n_draws, 1, "or None")
-        random = np.random.RandomState()  # numpy's global generator is not ours to advance
-        if random_state is not None:
-            random = check_random_state(random_state)
+        random = random_of(random_state)
         return [self._imputed(X, 1, int(random.randint(2**31 - 1))) for _ in range(n_draws)]
 
     def inverse_transform(self, Z: Any) -> Any:
@@ -372,9 +368,10 @@ class DaskVAETransformer(VAETransformer):
         if not is_dask_collection(Z):
             return super().inverse_transform(Z)
         check_is_fitted(self)
-        _collection(Z, "Z")
+        Z = _collection(Z, "Z")
         model = self._model()
-        Z = matrix(Z.to_dask_array() if isinstance(Z, dd.DataFrame) else Z, "Z")
+        if isinstance(Z, dd.DataFrame):
+            Z = matrix(Z.to_dask_array(), "Z")
         if self._columns.library is None:
             return Z.map_blocks(
                 apply,
@@ -409,7 +406,7 @@ class DaskVAETransformer(VAETransformer):
     def _lazy(self, method: str, X: Any, width: tuple[int, ...], dtype: Any = None) -> Any:
         """An array of what the model's method gives for each partition: (n_samples, *width)."""
         check_is_fitted(self)
-        _collection(X)
+        X = _collection(X)
         self._see(X, reset=False)
         model, dtype = self._model(), dtype or float_of(X)
         if isinstance(X, dd.DataFrame):
@@ -422,7 +419,6 @@ class DaskVAETransformer(VAETransformer):
                 for part in X.to_delayed()
             ]
             return da.concatenate(parts, allow_unknown_chunksizes=True)
-        X = matrix(X)
         return X.map_blocks(
             apply,
             model=model,
@@ -438,13 +434,12 @@ class DaskVAETransformer(VAETransformer):
 
     def _imputed(self, X: Any, n_draws: int | None, seed: int) -> Any:
         check_is_fitted(self)
-        _collection(X)
+        X = _collection(X)
         self._see(X, reset=False)
         model = self._model()
         if isinstance(X, dd.DataFrame):
             # unknown categories and widened numbers: what cells hold is X's own
             return X.map_partitions(impute, model=model, n_draws=n_draws, seed=seed, meta=X._meta)
-        X = matrix(X)
         return X.map_blocks(
             impute,
             model=model,
@@ -500,14 +495,14 @@ def _weight_parts(sample_weight: Any, parts: Any) -> list[Any]:
     return weights
 
 
-def _collection(X: Any, name: str = "X") -> None:
-    """Refuse Dask collections that are no tables."""
+def _collection(X: Any, name: str = "X") -> Any:
+    """The DataFrame, or an array of whole rows of floats; no other Dask collection."""
     if not isinstance(X, da.Array | dd.DataFrame):
         raise TypeError(
             f"{name} is a Dask {type(X).__name__}: pass an Array or a DataFrame of shape "
             f"(n_samples, {'n_features' if name == 'X' else 'n_components'})."
         )
-    check_matrix(X, name)
+    return X if isinstance(X, dd.DataFrame) else matrix(X, name)
 
 
 # -------------------------------------------------------------------- on the caller's side

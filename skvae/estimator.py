@@ -594,10 +594,7 @@ class VAETransformer(
 
     def _fresh(self, settings: Settings) -> Fit:
         """A model to fit from the start."""
-        # None means fresh entropy: numpy's global generator is not ours to advance
-        state = self.random_state
-        random = np.random.RandomState() if state is None else check_random_state(state)
-        seed, self._score_seed = random.randint(2**31 - 1, size=2).tolist()
+        seed, self._score_seed = random_of(self.random_state).randint(2**31 - 1, size=2).tolist()
         n_levels = {j: len(levels) for j, levels in self._columns.levels.items()}
         return Fit(settings, self._columns.families, n_levels, seed)
 
@@ -1241,9 +1238,14 @@ def _check_shape(X: Any, estimator: VAETransformer) -> None:
     check_array(cells, ensure_all_finite=False, estimator=estimator)
 
 
+def random_of(random_state: Any) -> np.random.RandomState:
+    """The generator; None is fresh entropy: numpy's global one is not ours to advance."""
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
+
+
 def _generators(random_state: Any) -> tuple[np.random.RandomState, torch.Generator]:
-    """numpy's and torch's; None is fresh entropy."""
-    random = np.random.RandomState() if random_state is None else check_random_state(random_state)
+    """numpy's and torch's."""
+    random = random_of(random_state)
     return random, torch.Generator().manual_seed(random.randint(2**31 - 1))
 
 

@@ -270,16 +270,11 @@ def check_partition(X: Any, names: list[Any]) -> None:
         raise ValueError(f"its columns are {its_names}, but those of X are {names}: {trust}")
 
 
-def check_matrix(X: Any, name: str = "X") -> None:
-    """Refuse arrays of another number of dimensions."""
+def matrix(X: Any, name: str = "X") -> Any:
+    """An array of whole rows of floats."""
     if X.ndim != 2:
         wanted = "n_features" if name == "X" else "n_components"
         raise ValueError(f"{name} has shape {X.shape}: reshape it to (n_samples, {wanted}).")
-
-
-def matrix(X: Any, name: str = "X") -> Any:
-    """An array of whole rows of floats."""
-    check_matrix(X, name)
     if isinstance(X._meta, np.ma.MaskedArray):
         raise TypeError(
             f"{name} has masked chunks: fill what is masked, da.ma.filled({name}, np.nan)."
