@@ -136,8 +136,8 @@ class DaskVAETransformer(VAETransformer):
                 setattr(cloned, name, copy.deepcopy(getattr(self, name)))
         return cloned
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "client": None}  # a connection cannot be kept
+    def _attributes(self) -> dict[str, Any]:
+        return {**super()._attributes(), "client": None}  # a connection cannot be kept
 
     # ---------------------------------------------------------------- fitting
 

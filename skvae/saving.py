@@ -18,10 +18,13 @@ Classes of `CLASSES` are known by these names. All other code, networks or funct
 own, is named by its import path, ``module:qualname``, and imported only where ``trusted`` lists it.
 """
 
+import contextlib
+import copyreg
 import functools
 import hashlib
 import importlib
 import inspect
+import io
 import json
 import math
 import os
@@ -30,17 +33,19 @@ import re
 import secrets
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import safetensors
 import sklearn
 import torch
+from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from scipy import sparse
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -116,7 +121,7 @@ class SaveLoadMixin:
         True
         """
         check_is_fitted(self)
-        data, target = _to_bytes(self), Path(path)
+        data, target = _to_bytes(self, _Writer()), Path(path)
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             with open(part, "xb") as file:
@@ -156,23 +161,64 @@ class SaveLoadMixin:
             raise TypeError(f"trusted must be a list of names, got {trusted!r}: use [{trusted!r}].")
         # a user's own subclass is trusted, since it is what the user calls
         names = {*trusted, f"{cls.__module__}:{cls.__qualname__}"}
-        # what may be wrong with a file that was made to be wrong has no end
+        with open(path, "rb") as file, _refusing(os.fspath(path)):
+            size, text = _verified(file)
+            with safetensors.safe_open(path, "pt") as tensors:
+                return _made(cls, text, _Reader(tensors.get_tensor, size, names))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """What pickle and copies take: all attributes, as they are."""
+        return copyreg.__newobj__, (type(self),), self._attributes()  # type: ignore[attr-defined]
+
+    def _attributes(self) -> dict[str, Any]:
+        return dict(super().__getstate__())  # type: ignore[call-overload]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What skops takes, which cannot hold tensors: what `save` writes, once there are any."""
         try:
-            with np.errstate(all="ignore"):
-                return _from_file(cls, os.fspath(path), names)
-        except OSError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be loaded: {error}") from error
-        except Exception as error:
+            check_is_fitted(self)
+        except NotFittedError:
+            return self._attributes()
+        writer = _Writer()
+        file = _to_bytes(self, writer)
+        if code := sorted(writer.code - {_name(type(self), "")}):
             raise ValueError(
-                f"{path} cannot be loaded: it does not hold a model that works "
-                f"({type(error).__name__}: {error})."
-            ) from error
+                f"skops cannot hold a model that needs {code}, none of skvae's own: keep it by save."
+            )
+        return {"file": file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what either of the two gave."""
+        if "file" in state:
+            data = state["file"]
+            with _refusing("what skops holds"):
+                size, text = _verified(io.BytesIO(data))
+                names = {f"{type(self).__module__}:{type(self).__qualname__}"}
+                tensors = tensors_from_bytes(data)
+                made = _made(type(self), text, _Reader(tensors.__getitem__, size, names))
+            state = vars(made)
+        super().__setstate__(state)  # type: ignore[misc]
 
 
-def _to_bytes(estimator: Any) -> bytes:
-    writer = _Writer()
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn whatever is found wrong with a file into one kind of error, that names it."""
+    # what may be wrong with a file that was made to be wrong has no end
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except OSError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot be loaded: it does not hold a model that works "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _to_bytes(estimator: Any, writer: "_Writer") -> bytes:
     tree = writer.node(estimator, "")
     header = {
         "sha256": "0" * 64,
@@ -199,47 +245,45 @@ def _to_bytes(estimator: Any) -> bytes:
     return bytes(data)
 
 
-def _from_file(cls: type, path: str, trusted: set[str]) -> Any:
-    size, text = _verified(path)
+def _made(cls: type, text: str, reader: "_Reader") -> Any:
+    """The instance of this class which a file's text describes."""
     header = json.loads(text)
     if not isinstance(header.get("format"), int) or header["format"] > FORMAT:
         raise ValueError(
             f"it has format {header.get('format')!r}, and this version of skvae reads formats up "
             f"to {FORMAT}. Update skvae: pip install --upgrade skvae."
         )
-    with safetensors.safe_open(path, "pt") as tensors:
-        reader = _Reader(tensors, size, trusted)
-        found = header["estimator"].get("class")
-        if reader.named(found) is not cls:
-            raise ValueError(f"it holds a {found}: use {found.split(':')[-1]}.load.")
-        estimator = reader.value(header["estimator"])
+    found = header["estimator"].get("class")
+    if reader.named(found) is not cls:
+        raise ValueError(f"it holds a {found}: use {found.split(':')[-1]}.load.")
+    estimator = reader.value(header["estimator"])
     _check_works(estimator)
     return estimator
 
 
-def _verified(path: str) -> tuple[int, str]:
+def _verified(file: BinaryIO) -> tuple[int, str]:
     """The file's size and its JSON text, once its hash is found to be right."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(DIGITS.stop)
-        if start[8 : DIGITS.start] != MAGIC:
-            raise ValueError("it is not a file that skvae has saved.")
-        length = int.from_bytes(start[:8], "little")
-        if length > LONGEST_HEADER:
-            raise ValueError(f"its header claims {length} bytes, more than {LONGEST_HEADER}.")
-        if 8 + length > size or len(start) < DIGITS.stop:
-            raise ValueError(f"it is truncated, at {size} bytes. Copy it again.")
-        expected = start[DIGITS]
-        found = hashlib.sha256(start[: DIGITS.start] + b"0" * 64)
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-        if found.hexdigest().encode() != expected:
-            raise ValueError(
-                f"it is corrupted or truncated: its SHA-256 is {found.hexdigest()}, and was "
-                f"{expected.decode('ascii', 'replace')} when it was saved. Copy it again."
-            )
-        file.seek(8)
-        header = json.loads(file.read(length))
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(DIGITS.stop)
+    if start[8 : DIGITS.start] != MAGIC:
+        raise ValueError("it is not a file that skvae has saved.")
+    length = int.from_bytes(start[:8], "little")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"its header claims {length} bytes, more than {LONGEST_HEADER}.")
+    if 8 + length > size or len(start) < DIGITS.stop:
+        raise ValueError(f"it is truncated, at {size} bytes. Copy it again.")
+    expected = start[DIGITS]
+    found = hashlib.sha256(start[: DIGITS.start] + b"0" * 64)
+    while chunk := file.read(CHUNK):
+        found.update(chunk)
+    if found.hexdigest().encode() != expected:
+        raise ValueError(
+            f"it is corrupted or truncated: its SHA-256 is {found.hexdigest()}, and was "
+            f"{expected.decode('ascii', 'replace')} when it was saved. Copy it again."
+        )
+    file.seek(8)
+    header = json.loads(file.read(length))
     return size, header["__metadata__"]["skvae"]
 
 
@@ -253,10 +297,13 @@ class _Writer:
     ----------
     tensors : dict of Tensor
         By the names that the JSON calls them.
+    code : set of str
+        Import paths of what is not skvae's own.
     """
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.code: set[str] = set()
         self._names: dict[Any, str] = {}  # memory -> name
         self._seen: dict[int, tuple[Any, Any]] = {}  # id -> the object, lest it go, and its node
         self._n_shared = 0
@@ -325,10 +372,16 @@ class _Writer:
         if kind is functools.partial:
             return {"partial": self._nodes((value.func, value.args, value.keywords), path)}
         if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
-            return {"code": _name(value, path)}
+            return {"code": self._code(value, path)}
         if (dtype := _from_tables(self, value, path)) is not None:
             return dtype
         return self._instance(value, path)
+
+    def _code(self, code: Any, path: str) -> str:
+        name = _name(code, path)
+        if name not in MODULES:
+            self.code.add(name)
+        return name
 
     def _dtype(self, dtype: np.dtype[Any], path: str) -> str:
         if dtype.kind not in "biufcmMSU":
@@ -382,7 +435,7 @@ class _Writer:
                 f"{path} is a {cls.__module__}.{cls.__qualname__}, which a file cannot hold: only "
                 "its attributes could be kept, and it has others. Use numbers, arrays or modules."
             )
-        node: dict[str, Any] = {"class": _name(cls, path)}
+        node: dict[str, Any] = {"class": self._code(cls, path)}
         self._seen[id(value)] = value, node  # what it holds may refer to it
         if isinstance(value, nn.Module):
             for name in ("parameters", "buffers", "modules"):
@@ -502,16 +555,16 @@ class _Reader:
 
     Parameters
     ----------
-    tensors : safe_open
-        What tensors are read from.
+    get_tensor : callable
+        Gives the tensor of a name.
     size : int
         Of the file: no number that a module holds as a size may be larger.
     trusted : set of str
         Import paths of what may be imported.
     """
 
-    def __init__(self, tensors: Any, size: int, trusted: set[str]) -> None:
-        self.tensors, self.size, self.trusted = tensors, size, trusted
+    def __init__(self, get_tensor: Any, size: int, trusted: set[str]) -> None:
+        self.get_tensor, self.size, self.trusted = get_tensor, size, trusted
         self._cells: dict[str, Tensor] = {}
         self._arrays: dict[str, Any] = {}
         self._shared: dict[int, Any] = {}
@@ -579,12 +632,12 @@ class _Reader:
     def _stored(self, name: str) -> Tensor:
         if name not in self._cells:
             # into memory of its own: the file's is not aligned, and products may depend on that
-            self._cells[name] = self.tensors.get_tensor(name).clone()
+            self._cells[name] = self.get_tensor(name).clone()
         return self._cells[name]
 
     def _array(self, name: str, node: dict[str, Any]) -> Any:
         if name not in self._arrays:
-            self._arrays[name] = self.tensors.get_tensor(name).numpy().copy()
+            self._arrays[name] = self.get_tensor(name).numpy().copy()
         # a view: however often a file names an array, it is in memory once
         return self._arrays[name].view(_dtype(node["dtype"])).reshape(_shape(node))
 

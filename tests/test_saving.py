@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import pickle
 import pkgutil
 import random
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import skops.io as skops
 import torch
 from safetensors import safe_open
 from scipy import sparse
@@ -27,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import skvae
-from skvae import VAEImputer, VAETransformer
+from skvae import VAEImputer, VAEOutlierDetector, VAETransformer
 from skvae.networks import Convolutional, Graph, Perceptron, TemporalConvolutional
 from skvae.priors import Mixture, StandardNormal, Vamp
 from skvae.saving import DIGITS, FORMAT, MODULES
@@ -285,6 +287,49 @@ def test_callbacks_are_not_kept(tmp_path):
     vae.set_callbacks(ProgressBar()).fit(NUMBERS)
     assert [n for n in vars(again(vae, tmp_path)) if "callback" in n] == []
     assert [n for n in vars(vae) if "callback" in n] != []
+
+
+@pytest.mark.parametrize("kind", [VAETransformer, VAEImputer, VAEOutlierDetector])
+def test_skops_keeps_a_pipeline_to_the_bit(kind):
+    part = model() if kind is VAETransformer else kind(model())
+    pipeline = make_pipeline(StandardScaler(), part).fit(GAPS)
+    data = skops.dumps(pipeline)
+    trusted = skops.get_untrusted_types(data=data)
+    assert trusted == [f"{kind.__module__}.{kind.__name__}"]  # and nothing that it is made of
+    loaded = skops.loads(data, trusted=trusted)
+    scaled = pipeline[:-1].transform(GAPS)
+    for method in ("transform", "score_samples", "predict"):
+        if hasattr(part, method):
+            expected = bits(getattr(part, method)(scaled))
+            assert bits(getattr(loaded[-1], method)(scaled)) == expected
+    assert loaded[-1].get_params().keys() == part.get_params().keys()
+    assert repr(skops.loads(skops.dumps(kind(random_state=3)), trusted)) == repr(
+        kind(random_state=3)
+    )
+
+
+def test_skops_holds_no_code_of_ones_own():
+    kept = Subclass(2, max_iter=0, random_state=0).fit(NUMBERS)
+    trusted = [f"{__name__}.Subclass"]
+    loaded = skops.loads(skops.dumps(kept), trusted=trusted)
+    assert type(loaded) is Subclass  # which its user trusts by name
+    assert bits(loaded.transform(NUMBERS)) == bits(kept.transform(NUMBERS))
+    vae = model(encoder=Own).fit(NUMBERS)
+    with pytest.raises(ValueError, match=rf"needs \['{__name__}:Own', .*keep it by save"):
+        skops.dumps(vae)
+    assert bits(pickle.loads(pickle.dumps(vae)).transform(NUMBERS)) == bits(vae.transform(NUMBERS))
+
+
+def test_what_skops_holds_is_verified():
+    vae = model().fit(NUMBERS)
+    state = vae.__getstate__()
+    state["file"] = state["file"][:-1] + bytes([state["file"][-1] ^ 1])
+    empty = VAETransformer()
+    with pytest.raises(ValueError, match="what skops holds cannot be loaded: it is corrupted"):
+        empty.__setstate__(state)
+    assert vars(empty) == vars(VAETransformer())
+    with pytest.raises(ValueError, match="it holds a VAETransformer: use VAETransformer"):
+        VAEImputer().__setstate__(vae.__getstate__())
 
 
 class Subclass(VAETransformer):

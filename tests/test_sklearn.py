@@ -483,3 +483,23 @@ def test_callbacks_through_a_search():
     search = GridSearchCV(trained().set_callbacks(recorder), {"n_components": [1, 2]}, cv=2)
     search.set_params(error_score="raise").fit(IRIS)
     assert np.isfinite(search.best_score_)
+
+
+class OfAll(Recorder):
+    """Set on whatever is outermost, it hears of every estimator within."""
+
+    max_propagation_depth = None
+
+
+@callbacks
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_callbacks_of_a_pipeline_and_of_a_search_hear_of_its_epochs():
+    recorder = OfAll()
+    pipeline = make_pipeline(StandardScaler(), trained(max_iter=3))
+    pipeline.set_callbacks(recorder).fit(IRIS)
+    assert recorder.events.count(("end", "epoch")) == 3
+    assert [each.n_iter_ for each in recorder.estimators] == [1, 2, 3]
+    recorder = OfAll()
+    search = GridSearchCV(trained(max_iter=3), {"n_components": [1, 2]}, cv=2)
+    search.set_callbacks(recorder).fit(IRIS)
+    assert recorder.events.count(("end", "epoch")) == (2 * 2 + 1) * 3  # with the best, once more
