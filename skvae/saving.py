@@ -183,7 +183,7 @@ class SaveLoadMixin:
         file = _to_bytes(self, writer)
         if code := sorted(writer.code - {_name(type(self), "")}):
             raise ValueError(
-                f"skops cannot hold a model that needs {code}, none of skvae's own: keep it by save."
+                f"skops cannot hold a model that needs {code}, not skvae's own: keep it by save."
             )
         return {"file": file}
 
