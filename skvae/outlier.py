@@ -24,6 +24,7 @@ ALIKE = {"float64": 1e-9, "float32": 1e-5}  # relative differences of scores tha
 IMPOSSIBLE = -1e37  # stands for the score minus infinity; a number in single precision, too
 FLOOR = 0.1  # of the default models: steps of a tenth of a standard deviation are not strange
 POINTS = 64  # of a score: rows come in the same order as by the four times as many of a density
+WIDE = 1.5  # of the linear model: standard deviations of a column
 REFERENCE = 64  # draws of the model that say how surprising its cells are as a rule
 
 
@@ -34,24 +35,28 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
     `fit` has not seen count as missing, and make no row strange. For outlier detection, where `fit`
     sees outliers too, and for novelty detection, where it sees normal rows alone.
 
-    By default two models are asked, one of few components and one of many, and the mean of their
-    log-densities counts: what is strange shows in one or the other. Both have a mixture as their
-    prior, so that the middle between groups is strange, too, and columns have a tenth of their
-    standard deviation as the lowest spread, so that small steps in nearly constant or discrete
-    columns are not. Scores take 64 importance samples: enough for the order of the rows.
+    By default three models are asked, and the mean of their log-densities counts: what is strange
+    shows in one or the other. Two are trained, one of few components and one of many. Both have a
+    mixture as their prior, so that the middle between groups is strange, too, and columns have a
+    tenth of their standard deviation as the lowest spread, so that small steps in nearly constant
+    or discrete columns are not. The third is linear, of one component, and wider than the columns:
+    to it, what is far out is strange. Where outliers that are alike are among the rows of `fit`,
+    the others learn them as one more group. Scores take 64 importance samples: enough for the
+    order of the rows.
 
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
         The model, cloned. None: a ``VAETransformer`` with ``prior="mixture"``,
-        ``noise_floor=0.1`` and ``n_score_samples=64`` for each of ``n_components``.
+        ``noise_floor=0.1`` and ``n_score_samples=64`` for each of ``n_components``, and one with
+        ``n_components=1``, ``max_iter=0`` and ``noise=1.5``.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Share of the rows of `fit` that `predict` calls outliers. "auto": those more than one and a
         half interquartile ranges below the lower quartile of the scores, Tukey's fence, which some
         rows are even where none is strange: a few in a hundred.
     n_components : int, sequence of int or None, default=None
-        Latent dimensions of the default models. None: 2, and half the number of columns, rounded
-        up, where that is more, 15 at most.
+        Latent dimensions of the trained ones of the default models. None: 2, and half the number
+        of columns, rounded up, where that is more, 15 at most.
     random_state : int, RandomState instance or None, default=None
         Seeds the default models, or the given one where it has none of its own.
 
@@ -150,12 +155,12 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             sizes = [sizes]
         # one seed for all, also where random_state is a generator that goes on
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        return [
-            VAETransformer(
-                k, prior="mixture", noise_floor=FLOOR, n_score_samples=POINTS, random_state=seed
-            )
+        shared = {"n_score_samples": POINTS, "random_state": seed}
+        trained = [
+            VAETransformer(k, prior="mixture", noise_floor=FLOOR, **shared)
             for k in check_sizes("n_components", sizes)
         ]
+        return [*trained, VAETransformer(1, max_iter=0, noise=WIDE, **shared)]
 
     def score_samples(self, X: Any) -> NDArray[Any]:
         """Log-density of each row, the mean of the models': the lower, the stranger.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 from sklearn.base import clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, load_wine
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
@@ -76,18 +76,41 @@ def test_the_model_is_a_clone_with_the_detectors_seed():
 
 
 def test_the_default_models():
-    assert [m.n_components for m in VAEOutlierDetector()._models(np.ones((9, 7)))] == [2, 4]
-    assert [m.n_components for m in VAEOutlierDetector()._models(np.ones((9, 90)))] == [2, 15]
-    for n_columns in (1, 2, 3):
+    for n_columns, sizes in ((1, [2]), (2, [2]), (3, [2]), (7, [2, 4]), (90, [2, 15])):
         models = VAEOutlierDetector()._models(np.ones((9, n_columns)))
-        assert [m.n_components for m in models] == [2]
-    detector = VAEOutlierDetector(n_components=[1, 3], random_state=7)
-    models = detector._models(X)
+        assert [m.n_components for m in models] == [*sizes, 1]
+    *models, wide = VAEOutlierDetector(n_components=[1, 3], random_state=7)._models(X)
     assert [m.n_components for m in models] == [1, 3]
-    assert models[0].random_state == models[1].random_state
     assert {(m.prior, m.noise_floor, m.n_score_samples) for m in models} == {("mixture", 0.1, 64)}
-    again = VAEOutlierDetector(n_components=np.int64(1), random_state=7)._models(X)
-    assert [(m.n_components, m.random_state) for m in again] == [(1, models[0].random_state)]
+    assert (wide.prior, wide.max_iter, wide.noise, wide.n_score_samples) == ("normal", 0, 1.5, 64)
+    assert len({m.random_state for m in (*models, wide)}) == 1
+    again, _ = VAEOutlierDetector(n_components=np.int64(1), random_state=7)._models(X)
+    assert (again.n_components, again.random_state) == (1, models[0].random_state)
+
+
+def test_the_wide_model_is_one_direction_and_much_noise():
+    """In closed form: of the correlations' eigenvalues the largest counts, where above 1.5^2."""
+    wide = VAEOutlierDetector(random_state=0)._models(X)[-1].fit(X)
+    values, vectors = np.linalg.eigh(np.corrcoef(X.T))
+    assert values[-1] > 1.5**2 > values[-2]
+    loadings = vectors[:, -1:] * np.sqrt(values[-1] - 1.5**2)
+    scale = X.std(0)
+    covariance = (loadings @ loadings.T + 1.5**2 * np.eye(4)) * np.outer(scale, scale)
+    expected = stats.multivariate_normal(X.mean(0), covariance).logpdf(X)
+    np.testing.assert_allclose(wide.score_samples(X), expected, rtol=1e-6)
+
+
+def test_a_group_of_outliers_among_the_rows_of_fit():
+    """The trained models learn a third grower's wines as one more group; the wide one does not."""
+    wine, grower = load_wine(return_X_y=True)
+    some = np.random.default_rng(3).permutation(wine[grower == 2])[:13]
+    rows = np.vstack([wine[grower < 2], some])
+    y = np.repeat([0, 1], [130, 13])
+    detector = VAEOutlierDetector(random_state=0).fit(rows)
+    *trained, wide = (-model.score_samples(rows) for model in detector.estimators_)
+    without = roc_auc_score(y, sum(trained))
+    together = roc_auc_score(y, -detector.score_samples(rows))
+    assert without + 0.05 < together < roc_auc_score(y, wide)
 
 
 def test_scores_are_the_models_mean():

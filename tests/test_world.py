@@ -256,12 +256,12 @@ def test_processes_with_all_rows_fit_what_one_fits(run, one_thread, kind):
 def test_processes_with_rows_of_their_own_fit_as_well_as_one(run):
     data = table(3000).drop(columns="code")
     params = {"likelihood": {k: KINDS[k] for k in ("positive", "count", "flag")}, "max_iter": 10}
+    # so short a fit of a spread that z changes differs by 0.1 nats between seeds, and this by 0.006
+    params["noise"] = "homoscedastic"
     one, two = run(fitted, data[:2000], params)
     check_equal(one, two)
-    # so short a fit differs by a tenth of a nat from one seed to the next: the mean of some
-    alone = [VAETransformer(random_state=seed, **params).fit(data[:2000]) for seed in range(4)]
-    expected = np.mean([vae.score(data[2000:]) for vae in alone])
-    assert one[2].score(data[2000:]) == pytest.approx(expected, abs=0.1)
+    alone = VAETransformer(random_state=0, **params).fit(data[:2000])
+    assert one[2].score(data[2000:]) == pytest.approx(alone.score(data[2000:]), abs=0.02)
 
 
 def lost(group):
