@@ -57,7 +57,7 @@ for max_iter, label in [(400, "VAE"), (0, "its linear start")]:
     chosen = results["param_max_iter"] == max_iter
     scores = results["mean_test_score"][chosen]
     ax.plot(grid["n_components"], scores, marker="o", label=label)
-ax.axvline(3, color="0.8", zorder=0)
+ax.axvline(3, color="0.8", zorder=0, label="dimension of the surface")
 ax.set(xlabel="components", ylabel="log-density of held-out rows\n(nats per row)")
 ax.legend(frameon=False)
 plt.show()
