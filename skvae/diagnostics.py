@@ -115,13 +115,10 @@ def summary(vae: Any) -> str:
     lines = [" ".join(repr(vae).split()), *_training(vae), *_components(vae)]
     if vae.score_efficiency_ is not None:
         share = vae.score_efficiency_
-        lines.append(
-            f"Scores: of {vae.n_score_samples} points, {share:.0%} count (median of rows)."
-        )
+        found = "enough"
         if share < FEW_POINTS:
-            lines.append(
-                "  Few: single scores are rough. Raise n_score_samples, or lower n_components."
-            )
+            found = "few, single scores are rough. Raise n_score_samples, or lower n_components"
+        lines.append(f"Scores: {share:.0%} of {vae.n_score_samples} points count, {found}.")
     return "\n".join(lines)
 
 
@@ -130,23 +127,33 @@ def _training(vae: Any) -> list[str]:
     if n == 0:
         return ["Training: none, this is the start."]
     lines = [f"Training: {n} epoch{'s' if n > 1 else ''}."]
-    if vae.best_validation_score_ is not None:
-        lines[0] += f" Best held-out ELBO {vae.best_validation_score_:.3f} nats per row."
-    if vae.linear_gain_ is not None:
-        gain, error = vae.linear_gain_, vae.linear_gain_error_
-        if math.isinf(error):
-            lines.append(f"  Gain over the linear start: {gain:.3f} nats, of one held-out row.")
-        else:
-            lines.append(
-                f"  Gain over the linear start: {gain:.3f} ± {error:.3f} nats per held-out row."
-            )
+    best = vae.best_validation_score_
+    if best is not None:
+        scores = vae.validation_scores_
+        epoch = int(np.argmax(scores)) + 1 if max(scores) >= best else 0
+        when = f"in epoch {epoch}" if epoch else "at the start"
+        lines[0] += f" Best held-out ELBO {best:.3f} nats per row, {when}."
+    gain, error = vae.linear_gain_, vae.linear_gain_error_
+    if gain is not None:
+        of_mean = "" if vae.spread_gain_ is None else " of the mean"
+        lines.append(f"  Gain{of_mean} over the linear start: {_with_error(gain, error)}.")
         if gain <= 2 * error < math.inf:
-            lines.append(
-                "  No clear gain: a linear model (PCA, FactorAnalysis) does as well on these rows."
-            )
+            what = "a linear model (PCA, FactorAnalysis) does as well"
+            if vae.spread_gain_ is not None:
+                what = "codes and reconstructions are about as good as a linear model's"
+            lines.append(f"  No clear gain: {what} on these rows.")
+    if vae.spread_gain_ is not None:
+        more = _with_error(vae.spread_gain_, vae.spread_gain_error_)
+        lines.append(f"  Gain of the density by a spread that depends on z: {more}.")
     if vae.linear_encoder_:
         lines.append("  The encoder is linear: held-out rows did not prove that more helps.")
     return lines
+
+
+def _with_error(gain: float, error: float) -> str:
+    if math.isinf(error):
+        return f"{gain:.3f} nats, of one held-out row"
+    return f"{gain:.3f} ± {error:.3f} nats per held-out row"
 
 
 def _components(vae: Any) -> list[str]:
@@ -159,8 +166,8 @@ def _components(vae: Any) -> list[str]:
     for j in np.argsort(-vae.kl_per_component_, kind="stable")[: max(active, 1)][:10]:
         nats = vae.kl_per_component_[j]
         share = math.nan if vae.explained_share_ is None else vae.explained_share_[j]
-        explains = "" if math.isnan(share) else f", explains {share:.0%}"
-        lines.append(f"  component {j}: {nats:.2f} nats{explains}.")
+        lost = "" if math.isnan(share) else f", {share:.0%} of the fit is lost without it"
+        lines.append(f"  component {j}: {nats:.2f} nats{lost}.")
     if active > 10:
         lines.append(f"  and {active - 10} more.")
     if active < k:

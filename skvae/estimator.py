@@ -294,9 +294,15 @@ class VAETransformer(
         and the sum is not 1. Over up to 1,000 training rows; None after `partial_fit`.
     linear_gain_, linear_gain_error_ : float or None
         How much the held-out rows' ELBO gained by training over the linear start, nats per row, and
-        the standard error. Above two standard errors it does more than a linear model would. None
-        without held-out rows, and where training began elsewhere: with ``init="random"``, and
-        where ``warm_start`` goes on.
+        the standard error. Above two standard errors it does more than a linear model would. With
+        ``noise="auto"`` this is of the mean, with one spread for all columns: of reconstructions
+        and latents. None without held-out rows, and where training began elsewhere: with
+        ``init="random"``, and where ``warm_start`` goes on.
+    spread_gain_, spread_gain_error_ : float or None
+        With ``noise="auto"``: how much held-out rows' log-density gained after that, around the
+        same mean, by a spread that depends on z over one spread per column, nats per row, and the
+        standard error. Of up to 500 rows, by which the spread was chosen among a few. None where
+        ``linear_gain_`` would be, but for ``init="random"``.
     score_efficiency_ : float or None
         Share of the points of `score_samples` that count, as an effective sample size; the median
         of some training rows. Near zero a single row's score is rough. None after `partial_fit`.
@@ -667,6 +673,10 @@ class VAETransformer(
         self.linear_gain_error_: float | None = None
         if fit.gain is not None:
             self.linear_gain_, self.linear_gain_error_ = fit.gain
+        self.spread_gain_: float | None = None
+        self.spread_gain_error_: float | None = None
+        if fit.spread_gain is not None:
+            self.spread_gain_, self.spread_gain_error_ = fit.spread_gain
         module = self._module(np.dtype(np.float32))  # enough for means over rows
         self.kl_per_component_, variance = moments(module, some)
         self.n_active_components_ = int((self.kl_per_component_ > ACTIVE_KL).sum())

@@ -103,7 +103,9 @@ class Fit:
         self.losses: list[float] = []
         self.scores: list[float] = []
         self.best_score: float | None = None
-        self.gain: tuple[float, float] | None = None  # of held-out rows, and its standard error
+        # of held-out rows, and its standard error
+        self.gain: tuple[float, float] | None = None
+        self.spread_gain: tuple[float, float] | None = None
         self.shown: Stored  # while a fit runs: rows whose KL is told
         self.interrupted = self.improving = False
         self.linear_encoder = False
@@ -144,7 +146,8 @@ class Fit:
         fixed = torch.Generator().manual_seed(self.seed + 1 + world.rank * STREAM)
         train, held_out = data.split(size, fixed)
         self.unit, self.held_out_unit = train.unit, held_out.unit
-        self.losses, self.scores, self.best_score, self.gain = [], [], None, None
+        self.losses, self.scores, self.best_score = [], [], None
+        self.gain = self.spread_gain = None
         self.interrupted = self.improving = False
         n_held_out = held_out.n_in_all
         if rows.n_in_all < 2 and not go_on:  # of several processes; one has looked before
@@ -190,7 +193,8 @@ class Fit:
     def _run_pass(self, rows: AnyRows) -> Stored | Streamed:
         generator = self._generator()
         self.interrupted = self.improving = False
-        self.scores, self.best_score, self.gain = [], None, None
+        self.scores, self.best_score = [], None
+        self.gain = self.spread_gain = None
         first = not hasattr(self, "mean")
         data = self._start(rows, generator) if first else self._read(rows)
         self.unit = data.unit
@@ -741,6 +745,8 @@ class Fit:
         )
         self.interrupted |= not finished
         self.excess = fit.excess
+        if len(others) and not go_on:
+            self.spread_gain = judging.mean_and_error(fit.gains.double(), others.share.double())
         # means and encoder exactly as trained, not through float32
         model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
         model.completion, model.prior = self.mean.completion, self.mean.prior

@@ -65,6 +65,11 @@ class SpreadFit:
     generator : Generator
     excess : Tensor of shape (n_columns,), default=None
         That of an earlier fit to go on from, whose spread is then the start.
+
+    Attributes
+    ----------
+    gains : Tensor of shape (n_others,)
+        How much the log-density of each held-out row rose over one variance per column.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class SpreadFit:
         self.points = self._noise(64, model.n_components)
         self.moving = nn.ModuleList([self.spread.network, self.part])
         self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), -math.inf
+        self.best_rows = self.plain_rows = torch.zeros(len(others))
 
     def run(
         self,
@@ -109,6 +115,7 @@ class SpreadFit:
                 self._judge()
                 self._fit_variances()
             self._judge()
+            self.plain_rows = self.best_rows
             for _ in range(n_rounds):
                 trainer = Trainer(self.moving, learning_rate, max_grad_norm)
                 history = trainer.fit(
@@ -130,9 +137,13 @@ class SpreadFit:
             parameter.grad = None
         return finished
 
+    @property
+    def gains(self) -> Tensor:
+        return self.best_rows - self.plain_rows
+
     def _judge(self) -> None:
         """Keep the present spread if the held-out rows' density is the best so far."""
-        score = math.inf
+        score, log_prob = math.inf, self.best_rows
         if len(self.others):
             with torch.no_grad():
                 targets, each = self.others.targets, width(self.model) * len(self.points)
@@ -141,6 +152,7 @@ class SpreadFit:
             score = float((self.others.share * log_prob).sum())
         if score > self.best_score or not len(self.others):
             self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), score
+            self.best_rows = log_prob
 
     def _note_errors(self, sample: Sample) -> None:
         """Take the largest errors at the modes into account."""

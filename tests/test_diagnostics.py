@@ -1,15 +1,22 @@
 """What a fitted model says about itself, against closed forms."""
 
+import warnings
+
 import numpy as np
 import pytest
-from sklearn.datasets import load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 
 from skvae import VAETransformer
 
 WINE = load_wine().data
 SCALED = (WINE - WINE.mean(0)) / WINE.std(0)
 IRIS = load_iris().data
+CANCER = load_breast_cancer().data
+NORMAL = np.random.default_rng(0).normal(size=(300, 6)) @ np.random.default_rng(1).normal(
+    size=(6, 6)
+)
 
 
 def linear(k, **parameters):
@@ -58,41 +65,82 @@ def test_the_gain_is_that_of_held_out_rows_over_the_start():
     assert VAETransformer(2, max_iter=0, **options).fit(WINE).linear_gain_ is None
 
 
+def test_the_spreads_gain_needs_a_spread_and_held_out_rows():
+    vae = VAETransformer(2, random_state=0, warm_start=True).fit(WINE)
+    assert vae.spread_gain_ > 0 < vae.spread_gain_error_
+    assert vae.fit(WINE).spread_gain_ is None  # what it goes on from is no constant spread
+    for without in (
+        VAETransformer(2, noise="homoscedastic", random_state=0),
+        VAETransformer(2, early_stopping=False, max_iter=3, tol=0.0, random_state=0),
+        VAETransformer(2, max_iter=0),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            without.fit(WINE)
+        assert without.spread_gain_ is None and without.spread_gain_error_ is None
+        assert "spread" not in without.summary()
+
+
 def test_partial_fit_and_no_held_out_rows_know_no_gain():
     vae = VAETransformer(2, random_state=0).partial_fit(IRIS)
     assert vae.linear_gain_ is None
     assert vae.linear_gain_error_ is None
+    assert vae.spread_gain_ is None
     assert "Gain" not in vae.summary()
 
 
 def test_a_pass_spares_itself_what_costs_more_than_it():
     vae = VAETransformer(2, random_state=0).fit(IRIS)
-    assert "explains" in vae.summary()
+    assert "is lost without it" in vae.summary()
     vae.partial_fit(IRIS)
     assert vae.explained_share_ is None
     assert vae.score_efficiency_ is None
-    assert "explains" not in vae.summary()
+    assert "is lost" not in vae.summary()
     assert "Scores" not in vae.summary()
 
 
 def test_the_summary_says_what_the_attributes_do():
-    vae = VAETransformer(3, random_state=0).fit(WINE)
+    vae = VAETransformer(3, random_state=0).fit(CANCER)
     text = vae.summary()
     assert text.startswith("VAETransformer(n_components=3, random_state=0)\nTraining: ")
-    assert f"{vae.n_iter_} epochs. Best held-out ELBO {vae.best_validation_score_:.3f} nats" in text
+    best = vae.best_validation_score_
+    epoch = vae.validation_scores_.index(best) + 1
+    assert (
+        f"{vae.n_iter_} epochs. Best held-out ELBO {best:.3f} nats per row, in epoch {epoch}."
+        in text
+    )
     gain, error = vae.linear_gain_, vae.linear_gain_error_
-    assert f"Gain over the linear start: {gain:.3f} ± {error:.3f} nats per held-out row." in text
-    assert ("No clear gain" in text) == (gain <= 2 * error)
+    line = (
+        f"Gain of the mean over the linear start: {gain:.3f} ± {error:.3f} nats per held-out row."
+    )
+    assert line in text
+    assert ("No clear gain: codes" in text) == (gain <= 2 * error)
+    more, error = vae.spread_gain_, vae.spread_gain_error_
+    line = f"by a spread that depends on z: {more:.3f} ± {error:.3f} nats per held-out row."
+    assert line in text
     assert ("The encoder is linear" in text) == vae.linear_encoder_
     total = vae.kl_per_component_.sum()
     assert f"{vae.n_active_components_} of 3 active, {total:.2f} nats per row." in text
     best = int(vae.kl_per_component_.argmax())
     share = vae.explained_share_[best]
-    line = f"component {best}: {vae.kl_per_component_[best]:.2f} nats, explains {share:.0%}."
+    nats = vae.kl_per_component_[best]
+    line = f"component {best}: {nats:.2f} nats, {share:.0%} of the fit is lost without it."
     assert text.splitlines()[[line in row for row in text.splitlines()].index(True) - 1].startswith(
         "Components:"
     )
-    assert f"of 256 points, {vae.score_efficiency_:.0%} count" in text
+    assert text.endswith(f"Scores: {vae.score_efficiency_:.0%} of 256 points count, enough.")
+
+
+def test_the_summary_of_one_spread_tells_when_a_linear_model_does_as_well():
+    vae = VAETransformer(2, noise="homoscedastic", random_state=0).fit(NORMAL)
+    gain, error = vae.linear_gain_, vae.linear_gain_error_
+    assert gain <= 2 * error
+    lines = vae.summary().splitlines()
+    assert lines[1].endswith(" nats per row, at the start.") == (gain == 0)
+    assert lines[2].startswith("  Gain over the linear start: ")
+    assert lines[3] == (
+        "  No clear gain: a linear model (PCA, FactorAnalysis) does as well on these rows."
+    )
 
 
 def test_components_beyond_the_columns_leave_the_start_as_it_is():

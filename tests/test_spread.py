@@ -93,6 +93,29 @@ def test_the_best_spread_by_the_held_out_rows_is_kept(learning_rate):
     assert fit.best_score > start + 0.5
 
 
+def test_gains_are_over_one_spread_per_column():
+    """Rows whose noise grows with z gain by a spread that depends on it."""
+
+    def varying(n, seed):
+        plain = sample(n, seed)
+        z = torch.randn(n, 1, generator=generator(seed))
+        noise = 0.1 * z.exp() * torch.randn(n, 3, generator=generator(seed + 100))
+        return Sample(z * torch.tensor([1.0, 0.5, -0.5]) + noise, plain.share)
+
+    many = OPTIONS | {"n_epochs": 60}
+    plain, fit = (fit_of(varying(400, 1), varying(200, 2)) for _ in range(2))
+    plain.run(0, **many)
+    assert not plain.gains.any()
+    fit.run(2, **many)
+    gain = float(fit.others.share @ fit.gains)
+    assert gain == pytest.approx(fit.best_score - plain.best_score, abs=1e-4)
+    assert gain > 0.2
+    assert fit.gains.shape == (200,) and fit.gains.min() < 0 < fit.gains.max()
+    blind = fit_of(varying(400, 1), nobody())
+    blind.run(1, **OPTIONS)
+    assert len(blind.gains) == 0
+
+
 def test_a_fit_that_made_it_worse_is_taken_back():
     loud = sample(200, 1)
     loud.targets.mul_(10.0)
