@@ -136,8 +136,12 @@ class DaskVAETransformer(VAETransformer):
                 setattr(cloned, name, copy.deepcopy(getattr(self, name)))
         return cloned
 
-    def _attributes(self) -> dict[str, Any]:
-        return {**super()._attributes(), "client": None}  # a connection cannot be kept
+    def __getstate__(self) -> Any:
+        if self.client is None:
+            return super().__getstate__()
+        without: Any = object.__new__(type(self))  # a connection cannot be kept
+        without.__dict__.update(vars(self), client=None)
+        return without.__getstate__()
 
     # ---------------------------------------------------------------- fitting
 

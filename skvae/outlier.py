@@ -153,13 +153,13 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             sizes = sorted({2, max(2, half_of_columns(X))})  # of two columns, one sees too little
         elif isinstance(sizes, Integral) and not isinstance(sizes, bool):
             sizes = [sizes]
+        sizes = check_sizes("n_components", sizes)
+        if not sizes:
+            raise ValueError("n_components must name one size at least, got none.")
         # one seed for all, also where random_state is a generator that goes on
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         shared = {"n_score_samples": POINTS, "random_state": seed}
-        trained = [
-            VAETransformer(k, prior="mixture", noise_floor=FLOOR, **shared)
-            for k in check_sizes("n_components", sizes)
-        ]
+        trained = [VAETransformer(k, prior="mixture", noise_floor=FLOOR, **shared) for k in sizes]
         return [*trained, VAETransformer(1, max_iter=0, noise=WIDE, **shared)]
 
     def score_samples(self, X: Any) -> NDArray[Any]:

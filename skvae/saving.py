@@ -19,7 +19,6 @@ own, is named by its import path, ``module:qualname``, and imported only where `
 """
 
 import contextlib
-import copyreg
 import functools
 import hashlib
 import importlib
@@ -34,6 +33,7 @@ import secrets
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -50,6 +50,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 FORMAT = 1
+FILE = "skvae file"  # what skops holds, by this name: no attribute is called so
 # how each file goes on after the 8 bytes that say how long its header is
 MAGIC = b'{"__metadata__":{"skvae":"{\\"sha256\\":\\"'
 DIGITS = slice(8 + len(MAGIC), 8 + len(MAGIC) + 64)  # of the hash
@@ -84,6 +85,8 @@ MODULES |= {f"sklearn.{n}": "sklearn.utils._metadata_requests" for n in SKLEARN_
 POLARS = "Boolean Int8 Int16 Int32 Int64 Int128 UInt8 UInt16 UInt32 UInt64 Float32 Float64 Decimal "
 POLARS += "String Categorical Enum Null"
 PLAIN = (bool, int, str, type(None))  # JSON's own
+# whether pickle or a copy asks for an estimator's state
+_PICKLING: ContextVar[bool] = ContextVar("_PICKLING", default=False)
 OF_MODULES = {*vars(nn.Module())}  # attributes of torch's own, in every module
 
 
@@ -166,31 +169,38 @@ class SaveLoadMixin:
             with safetensors.safe_open(path, "pt") as tensors:
                 return _made(cls, text, _Reader(tensors.get_tensor, size, names))
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """What pickle and copies take: all attributes, as they are."""
-        return copyreg.__newobj__, (type(self),), self._attributes()  # type: ignore[attr-defined]
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What pickle and copies begin with."""
+        token = _PICKLING.set(True)
+        try:
+            return super().__reduce_ex__(protocol)
+        finally:
+            _PICKLING.reset(token)
 
-    def _attributes(self) -> dict[str, Any]:
-        return dict(super().__getstate__())  # type: ignore[call-overload]
+    def __getstate__(self) -> Any:
+        """All attributes to pickle and copies; to skops, which holds no tensors, a file of `save`.
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What skops takes, which cannot hold tensors: what `save` writes, once there are any."""
+        An unfitted estimator has none.
+        """
+        attributes = super().__getstate__()
         try:
             check_is_fitted(self)
         except NotFittedError:
-            return self._attributes()
+            return attributes
+        if _PICKLING.get():
+            return attributes
         writer = _Writer()
         file = _to_bytes(self, writer)
         if code := sorted(writer.code - {_name(type(self), "")}):
             raise ValueError(
                 f"skops cannot hold a model that needs {code}, not skvae's own: keep it by save."
             )
-        return {"file": file}
+        return {FILE: file}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what either of the two gave."""
-        if "file" in state:
-            data = state["file"]
+    def __setstate__(self, state: Any) -> None:
+        """Take what `__getstate__` gave either of them."""
+        if isinstance(state, dict) and state.keys() == {FILE}:
+            data = state[FILE]
             with _refusing("what skops holds"):
                 size, text = _verified(io.BytesIO(data))
                 names = {f"{type(self).__module__}:{type(self).__qualname__}"}
@@ -708,7 +718,10 @@ class _Reader:
             _check_kinds(found, nn.Module)
             made._modules.update(found)
             made.training = bool(node["training"])
-            made._non_persistent_buffers_set.update(node.get("transient", ()))
+            transient = node.get("transient", [])
+            if any(each not in made._buffers for each in transient):
+                raise ValueError(f"{name} has no buffers {str(transient)[:50]}.")
+            made._non_persistent_buffers_set.update(transient)
         state = self._named(node["state"])
         for attribute, value in state.items():
             if _is_code(cls, attribute) or attribute in vars(made) or attribute.startswith("__"):

@@ -14,6 +14,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io as skops
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -367,10 +368,12 @@ def test_to_local_and_back(client, fitted, tmp_path):
     again = VAETransformer.load(tmp_path / "model.skvae")
     np.testing.assert_array_equal(again.transform(MIXED), local.transform(MIXED))
     vae.client = client
-    kept = pickle.loads(pickle.dumps(vae))
+    trusted = ["skvae.dask.DaskVAETransformer"]
+    several = pickle.loads(pickle.dumps(vae)), skops.loads(skops.dumps(vae), trusted=trusted)
     vae.client = None
-    assert kept.client is None
-    np.testing.assert_array_equal(kept.transform(MIXED), local.transform(MIXED))
+    for kept in several:
+        assert kept.client is None
+        np.testing.assert_array_equal(kept.transform(MIXED), local.transform(MIXED))
     assert clone(vae).get_params() == vae.get_params()
     assert DaskVAETransformer(5).n_components == 5
     assert local.summary().startswith("VAETransformer(")

@@ -88,6 +88,11 @@ def test_the_default_models():
     assert (again.n_components, again.random_state) == (1, models[0].random_state)
 
 
+def test_no_size_is_refused():
+    with pytest.raises(ValueError, match="n_components must name one size at least, got none"):
+        VAEOutlierDetector(n_components=[]).fit(X)
+
+
 def test_the_wide_model_is_one_direction_and_much_noise():
     """In closed form: of the correlations' eigenvalues the largest counts, where above 1.5^2."""
     wide = VAEOutlierDetector(random_state=0)._models(X)[-1].fit(X)

@@ -1,5 +1,6 @@
 """A saved model is the model, to the bit; a file that is anything else is refused."""
 
+import copy
 import functools
 import hashlib
 import importlib
@@ -10,6 +11,7 @@ import pkgutil
 import random
 import re
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -32,7 +34,7 @@ import skvae
 from skvae import VAEImputer, VAEOutlierDetector, VAETransformer
 from skvae.networks import Convolutional, Graph, Perceptron, TemporalConvolutional
 from skvae.priors import Mixture, StandardNormal, Vamp
-from skvae.saving import DIGITS, FORMAT, MODULES
+from skvae.saving import DIGITS, FILE, FORMAT, MODULES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -318,16 +320,44 @@ def test_skops_holds_no_code_of_ones_own():
     with pytest.raises(ValueError, match=rf"needs \['{__name__}:Own', .*keep it by save"):
         skops.dumps(vae)
     assert bits(pickle.loads(pickle.dumps(vae)).transform(NUMBERS)) == bits(vae.transform(NUMBERS))
+    with pytest.raises(ValueError, match=rf"needs \['{__name__}:Subclass'\]"):
+        skops.dumps(VAEImputer(Subclass(2, max_iter=0, random_state=0)).fit(NUMBERS))
+
+
+class Locked(VAETransformer):
+    """Has what cannot be pickled, and an attribute of a name that could be taken for another."""
+
+    def fit(self, X, y=None):
+        self.lock, self.file = threading.Lock(), "train.csv"
+        return super().fit(X, y)
+
+    def __getstate__(self):
+        state = dict(super().__getstate__())
+        state.pop("lock", None)
+        return state
+
+
+def unpickled(estimator):
+    return pickle.loads(pickle.dumps(estimator))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, unpickled])
+def test_pickle_and_copies_ask_a_subclass(again):
+    vae = Locked(2, max_iter=0, random_state=0).fit(NUMBERS)
+    kept = again(vae)
+    assert not hasattr(kept, "lock") and kept.file == "train.csv"
+    assert bits(kept.transform(NUMBERS)) == bits(vae.transform(NUMBERS))
+    assert again(Locked(3)).n_components == 3
 
 
 def test_what_skops_holds_is_verified():
     vae = model().fit(NUMBERS)
-    state = vae.__getstate__()
-    state["file"] = state["file"][:-1] + bytes([state["file"][-1] ^ 1])
-    empty = VAETransformer()
-    with pytest.raises(ValueError, match="what skops holds cannot be loaded: it is corrupted"):
-        empty.__setstate__(state)
-    assert vars(empty) == vars(VAETransformer())
+    data = vae.__getstate__()[FILE]
+    for wrong in (data[:-1] + bytes([data[-1] ^ 1]), data[:100], b"", "text", None):
+        empty = VAETransformer()
+        with pytest.raises(ValueError, match="what skops holds cannot be loaded: it "):
+            empty.__setstate__({FILE: wrong})
+        assert vars(empty) == vars(VAETransformer())
     with pytest.raises(ValueError, match="it holds a VAETransformer: use VAETransformer"):
         VAEImputer().__setstate__(vae.__getstate__())
 
@@ -529,9 +559,14 @@ def test_files_altered_by_somebody_who_knows_how(old, new, message, tmp_path):
         assert old in text
         return text.replace(old, new)
 
-    path.write_bytes(altered(path.read_bytes(), change))
+    data = altered(path.read_bytes(), change)
+    path.write_bytes(data)
     with pytest.raises(ValueError, match=message):
         VAETransformer.load(path)
+    empty = VAETransformer()
+    with pytest.raises(ValueError, match=message):
+        empty.__setstate__({FILE: data})  # as skops would
+    assert vars(empty) == vars(VAETransformer())
 
 
 def test_wide_paddings_are_refused(tmp_path):
