@@ -117,7 +117,7 @@ def summary(vae: Any) -> str:
         share = vae.score_efficiency_
         found = "enough"
         if share < FEW_POINTS:
-            found = "few, single scores are rough. Raise n_score_samples, or lower n_components"
+            found = "few: single scores are rough. Raise n_score_samples, or lower n_components"
         lines.append(f"Scores: {share:.0%} of {vae.n_score_samples} points count, {found}.")
     return "\n".join(lines)
 

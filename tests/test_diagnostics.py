@@ -129,6 +129,11 @@ def test_the_summary_says_what_the_attributes_do():
         "Components:"
     )
     assert text.endswith(f"Scores: {vae.score_efficiency_:.0%} of 256 points count, enough.")
+    vae.score_efficiency_ = 0.02
+    assert vae.summary().endswith(
+        "Scores: 2% of 256 points count, few: single scores are rough. Raise n_score_samples, or "
+        "lower n_components."
+    )
 
 
 def test_the_summary_of_one_spread_tells_when_a_linear_model_does_as_well():
