@@ -27,6 +27,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "learning_rate_init=1e-2": {"learning_rate_init": 1e-2},
     "batch_size=32": {"batch_size": 32},
     "n_iter_no_change=10": {"n_iter_no_change": 10},
+    "n_iter_no_change=30": {"n_iter_no_change": 30},
     "n_iter_no_change=60": {"n_iter_no_change": 60},
     "activation='silu'": {"activation": "silu"},
     "activation='tanh'": {"activation": "tanh"},

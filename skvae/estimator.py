@@ -216,7 +216,7 @@ class VAETransformer(
         falls only where the loss does not stay finite.
     batch_size : int or "auto", default="auto"
         Rows per step. "auto": 128, and 256 from 5,000 rows on.
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Most epochs. 0 leaves the linear start.
     tol : float, default=1e-3
         Rise of the held-out bound, in nats per row, that counts as one.
@@ -225,8 +225,9 @@ class VAETransformer(
         False, all rows are trained on until the training loss no longer falls.
     validation_fraction : float in (0, 1), default=0.1
         Share of the distinct rows to hold out.
-    n_iter_no_change : int, default=30
-        Epochs without a rise to wait before the end.
+    n_iter_no_change : int or "auto", default="auto"
+        Epochs without a rise to wait before the end. "auto": 30, or as many as 200 steps take:
+        where rows are few, an epoch is a step or two.
     max_grad_norm : float, default=100.0
         Longer gradients are scaled down to this norm.
     warm_start : bool, default=False
@@ -372,11 +373,11 @@ class VAETransformer(
         dropout: float = 0.0,
         learning_rate_init: float = 4e-3,
         batch_size: int | str = "auto",
-        max_iter: int = 500,
+        max_iter: int = 1000,
         tol: float = 1e-3,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
-        n_iter_no_change: int = 30,
+        n_iter_no_change: int | str = "auto",
         max_grad_norm: float = 100.0,
         warm_start: bool = False,
         random_state: Any = None,
@@ -720,8 +721,8 @@ class VAETransformer(
         >>> from skvae import VAETransformer
         >>> print(VAETransformer(random_state=0).fit(load_iris().data).summary())
         VAETransformer(random_state=0)
-        Training: ... epochs. Best held-out ELBO ... nats per row.
-          Gain over the linear start: ... nats per held-out row.
+        Training: ... epochs. Best held-out ELBO ... nats per row, in epoch ...
+          Gain of the mean over the linear start: ... nats per held-out row.
         ...
         """
         check_is_fitted(self)

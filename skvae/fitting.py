@@ -55,6 +55,7 @@ PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 STREAM = 1_000_003  # between the seeds of processes
 SHOWN = 1_000  # rows whose KL is told after an epoch
+PATIENCE, PATIENT_STEPS = 30, 200  # epochs, and steps at least, without a rise
 SPREAD_ROWS = 4_000  # rows that the spread is fitted on, at most
 SPREAD_CELLS = 2**22  # and cells of these
 SPREAD_ROUNDS = 2
@@ -662,12 +663,13 @@ class Fit:
             return on_epoch(history.n_iter, history.losses[-1], score, model)
 
         try:
+            rows = self._mean_rows(model, train, generator)
             history = trainer.fit(
-                self._mean_rows(model, train, generator),
+                rows,
                 evaluate,
                 max_iter=s.max_iter,
                 tol=s.tol,
-                n_iter_no_change=s.n_iter_no_change,
+                n_iter_no_change=self._patience(rows.n_batches),
                 on_epoch=None if on_epoch is None else after,
             )
         except ConnectionError as error:
@@ -741,7 +743,7 @@ class Fit:
             learning_rate=s.learning_rate_init,
             max_grad_norm=s.max_grad_norm,
             tol=s.tol,
-            n_iter_no_change=max(1, s.n_iter_no_change // 2),
+            n_iter_no_change=max(1, self._patience() // 2),
         )
         self.interrupted |= not finished
         self.excess = fit.excess
@@ -788,6 +790,12 @@ class Fit:
         with _GLOBAL_RANDOM, torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
             yield
+
+    def _patience(self, n_batches: float = math.inf) -> int:
+        """Epochs of so many batches without a rise after which training ends."""
+        if self.settings.n_iter_no_change != "auto":
+            return int(self.settings.n_iter_no_change)
+        return max(PATIENCE, math.ceil(PATIENT_STEPS / n_batches))
 
     def _batch_size(self, n_rows: int) -> int:
         if self.settings.batch_size != "auto":

@@ -65,7 +65,7 @@ class Settings:
     tol: float
     early_stopping: bool
     validation_fraction: float
-    n_iter_no_change: int
+    n_iter_no_change: Any
     max_grad_norm: float
     device: str
 
@@ -102,7 +102,8 @@ class Settings:
         check_number("tol", p["tol"], 0)
         fraction = p["validation_fraction"]
         check_number("validation_fraction", fraction, 0, 1, open_low=True, open_high=True)
-        check_integer("n_iter_no_change", p["n_iter_no_change"], 1)
+        if not (isinstance(p["n_iter_no_change"], str) and p["n_iter_no_change"] == "auto"):
+            check_integer("n_iter_no_change", p["n_iter_no_change"], 1, extra="or 'auto'")
         if not isinstance(p["verbose"], bool | np.bool_):
             check_integer("verbose", p["verbose"], 0)
         if p["max_grad_norm"] != math.inf:  # no limit

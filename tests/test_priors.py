@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -321,7 +322,9 @@ def test_gaps_are_filled_from_all_modes(three_clusters):
     given = vae.sample(2_000, given={1: 0.0}, random_state=0)[:, 0]
     assert vae.effective_sample_size_[0] > 100
     assert np.mean(given > 0) == pytest.approx(np.mean(near > 0), abs=0.08)
-    assert vae.impute([[np.nan, 0.0, np.nan]])[0, 0] == pytest.approx(near.mean(), abs=1.0)
+    # clusters at -6 and 6: a point too many in one of them, of 256, moves the mean
+    precise = copy.copy(vae).set_params(n_score_samples=4096)
+    assert precise.impute([[np.nan, 0.0, np.nan]])[0, 0] == pytest.approx(near.mean(), abs=0.3)
 
 
 def test_weights_over_points_and_draws_are_of_one_density(three_clusters):
