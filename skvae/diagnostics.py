@@ -130,7 +130,7 @@ def _training(vae: Any) -> list[str]:
     best = vae.best_validation_score_
     if best is not None:
         scores = vae.validation_scores_
-        epoch = int(np.argmax(scores)) + 1 if max(scores) >= best else 0
+        epoch = scores.index(best) + 1 if best in scores else 0
         when = f"in epoch {epoch}" if epoch else "at the start"
         lines[0] += f" Best held-out ELBO {best:.3f} nats per row, {when}."
     gain, error = vae.linear_gain_, vae.linear_gain_error_
@@ -143,8 +143,10 @@ def _training(vae: Any) -> list[str]:
                 what = "codes and reconstructions are about as good as a linear model's"
             lines.append(f"  No clear gain: {what} on these rows.")
     if vae.spread_gain_ is not None:
-        more = _with_error(vae.spread_gain_, vae.spread_gain_error_)
-        lines.append(f"  Gain of the density by a spread that depends on z: {more}.")
+        gain, error = vae.spread_gain_, vae.spread_gain_error_
+        clear = ", not a clear one" if gain <= 2 * error < math.inf else ""
+        more = _with_error(gain, error)
+        lines.append(f"  Gain of the density by a spread that depends on z: {more}{clear}.")
     if vae.linear_encoder_:
         lines.append("  The encoder is linear: held-out rows did not prove that more helps.")
     return lines

@@ -353,8 +353,9 @@ class TrainingDisplay:
                 self.lines_ += ax.plot(epochs, curve, **styled(look, kwargs, "line"))
         values = np.concatenate([self.training, self.validation])
         if len(self.validation) and self.best_score is not None:
-            best, which = int(np.argmax(self.validation)) + 1, "epoch "
-            if self.best_score > self.validation[best - 1]:
+            scores = np.where(np.isnan(self.validation), -np.inf, self.validation)
+            best, which = int(scores.argmax()) + 1, "epoch "
+            if self.best_score > scores[best - 1]:
                 best, which = 0, "the start, epoch "
             label = f"best: {which}{best} ({self.best_score:.2f})"
             look = {"color": "black", "marker": "o", "linestyle": ""}

@@ -226,8 +226,9 @@ class VAETransformer(
     validation_fraction : float in (0, 1), default=0.1
         Share of the distinct rows to hold out.
     n_iter_no_change : int or "auto", default="auto"
-        Epochs without a rise to wait before the end. "auto": 30, or as many as 200 steps take:
-        where rows are few, an epoch is a step or two.
+        Epochs without a rise to wait before the end. "auto": 30, or as many as 200 steps take: of
+        few rows, an epoch is a step or two; 30 without early stopping. The spread that is fitted
+        after the mean waits for half as many epochs, whatever their steps.
     max_grad_norm : float, default=100.0
         Longer gradients are scaled down to this norm.
     warm_start : bool, default=False
@@ -302,8 +303,9 @@ class VAETransformer(
     spread_gain_, spread_gain_error_ : float or None
         With ``noise="auto"``: how much held-out rows' log-density gained after that, around the
         same mean, by a spread that depends on z over one spread per column, nats per row, and the
-        standard error. Of up to 500 rows, by which the spread was chosen among a few. None where
-        ``linear_gain_`` would be, but for ``init="random"``.
+        standard error. Of up to 500 rows, by which the spread was chosen among a few; up to 5,000
+        rows the mean has been trained on them, too. None where ``linear_gain_`` would be, but for
+        ``init="random"``.
     score_efficiency_ : float or None
         Share of the points of `score_samples` that count, as an effective sample size; the median
         of some training rows. Near zero a single row's score is rough. None after `partial_fit`.

@@ -747,7 +747,7 @@ class Fit:
         )
         self.interrupted |= not finished
         self.excess = fit.excess
-        if len(others) and not go_on:
+        if len(others) and fit.gains is not None:
             self.spread_gain = judging.mean_and_error(fit.gains.double(), others.share.double())
         # means and encoder exactly as trained, not through float32
         model.encoder, spread.decoder = self.mean.encoder, self.mean.decoder
@@ -793,9 +793,11 @@ class Fit:
 
     def _patience(self, n_batches: float = math.inf) -> int:
         """Epochs of so many batches without a rise after which training ends."""
-        if self.settings.n_iter_no_change != "auto":
-            return int(self.settings.n_iter_no_change)
-        return max(PATIENCE, math.ceil(PATIENT_STEPS / n_batches))
+        s = self.settings
+        if s.n_iter_no_change != "auto":
+            return int(s.n_iter_no_change)
+        # a training loss falls for as long as one waits
+        return max(PATIENCE, math.ceil(PATIENT_STEPS / n_batches) if s.early_stopping else 0)
 
     def _batch_size(self, n_rows: int) -> int:
         if self.settings.batch_size != "auto":

@@ -68,8 +68,9 @@ class SpreadFit:
 
     Attributes
     ----------
-    gains : Tensor of shape (n_others,)
-        How much the log-density of each held-out row rose over one variance per column.
+    gains : Tensor of shape (n_others,) or None
+        How much the log-density of each held-out row rose over one variance per column. None before
+        that was tried, and where the fit goes on from another.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class SpreadFit:
         self.points = self._noise(64, model.n_components)
         self.moving = nn.ModuleList([self.spread.network, self.part])
         self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), -math.inf
-        self.best_rows = self.plain_rows = torch.zeros(len(others))
+        self.best_rows = torch.zeros(len(others))
+        self.gains: Tensor | None = None
 
     def run(
         self,
@@ -115,7 +117,7 @@ class SpreadFit:
                 self._judge()
                 self._fit_variances()
             self._judge()
-            self.plain_rows = self.best_rows
+            plain = self.best_rows
             for _ in range(n_rounds):
                 trainer = Trainer(self.moving, learning_rate, max_grad_norm)
                 history = trainer.fit(
@@ -126,6 +128,8 @@ class SpreadFit:
                     n_iter_no_change=n_iter_no_change,
                 )
                 self._judge()
+                if not self.goes_on:
+                    self.gains = self.best_rows - plain
                 if history.interrupted:
                     finished = False
                     break
@@ -136,10 +140,6 @@ class SpreadFit:
             parameter.data = parameter.data.clone()  # out of the trainer's buffer
             parameter.grad = None
         return finished
-
-    @property
-    def gains(self) -> Tensor:
-        return self.best_rows - self.plain_rows
 
     def _judge(self) -> None:
         """Keep the present spread if the held-out rows' density is the best so far."""

@@ -116,8 +116,14 @@ def test_the_summary_says_what_the_attributes_do():
     assert line in text
     assert ("No clear gain: codes" in text) == (gain <= 2 * error)
     more, error = vae.spread_gain_, vae.spread_gain_error_
+    assert more > 2 * error
     line = f"by a spread that depends on z: {more:.3f} ± {error:.3f} nats per held-out row."
     assert line in text
+    vae.spread_gain_ = 1.5 * error
+    assert f"± {error:.3f} nats per held-out row, not a clear one." in vae.summary()
+    # where training has gone back to its best weights after a loss that was not finite
+    vae.validation_scores_[0] = np.nan
+    assert f"Best held-out ELBO {best:.3f} nats per row, in epoch {epoch}." in vae.summary()
     assert ("The encoder is linear" in text) == vae.linear_encoder_
     total = vae.kl_per_component_.sum()
     assert f"{vae.n_active_components_} of 3 active, {total:.2f} nats per row." in text

@@ -226,6 +226,12 @@ def test_the_start_may_be_best():
     assert display.lines_[2].get_xdata() == [0]
 
 
+def test_an_epoch_whose_score_is_no_number_is_not_the_best():
+    scores = [-3.0, np.nan, -2.0]
+    display = TrainingDisplay(training=[-3, np.nan, -2], validation=scores, best_score=-2.0).plot()
+    assert display.lines_[2].get_label() == "best: epoch 3 (-2.00)"
+
+
 def test_first_epochs_that_are_far_away_are_said_to_be():
     curve = np.append([-1e6, -1e5], np.linspace(-20, -10, 50))
     display = TrainingDisplay(training=curve).plot()

@@ -420,6 +420,7 @@ def test_files_of_each_format_can_be_read():
     )
     Z = [-0.41913429940610947, -0.6563418658841398, 1.236970303034131, -0.090965890079864]
     np.testing.assert_allclose(vae.transform(X).ravel(), Z, rtol=1e-9)
+    assert vae.summary().startswith("VAETransformer(")
     nats = [-2.3044890295748726, -4.9192998639929115, -5.289198687519651, -4.353532829806902]
     np.testing.assert_allclose(vae.score_samples(X), nats, rtol=1e-9)
     means = vae.inverse_transform(vae.transform(X))

@@ -93,6 +93,10 @@ def test_the_best_spread_by_the_held_out_rows_is_kept(learning_rate):
     assert fit.best_score > start + 0.5
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def test_gains_are_over_one_spread_per_column():
     """Rows whose noise grows with z gain by a spread that depends on it."""
 
@@ -105,12 +109,19 @@ def test_gains_are_over_one_spread_per_column():
     many = OPTIONS | {"n_epochs": 60}
     plain, fit = (fit_of(varying(400, 1), varying(200, 2)) for _ in range(2))
     plain.run(0, **many)
-    assert not plain.gains.any()
+    assert plain.gains is None
     fit.run(2, **many)
     gain = float(fit.others.share @ fit.gains)
     assert gain == pytest.approx(fit.best_score - plain.best_score, abs=1e-4)
     assert gain > 0.2
     assert fit.gains.shape == (200,) and fit.gains.min() < 0 < fit.gains.max()
+    again = fit_of(varying(400, 1), varying(200, 2), excess=torch.zeros(3))
+    again.run(1, **OPTIONS)
+    assert again.gains is None  # what it goes on from is no constant spread
+    stopped = fit_of(varying(400, 1), varying(200, 2))
+    stopped._fit_variances = interrupt
+    assert not stopped.run(2, **OPTIONS)
+    assert stopped.gains is None
     blind = fit_of(varying(400, 1), nobody())
     blind.run(1, **OPTIONS)
     assert len(blind.gains) == 0
