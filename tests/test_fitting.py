@@ -577,3 +577,29 @@ def test_going_on_with_networks_of_ones_own():
     twice.module_.encoder.requires_grad_(False)
     before = twice.transform(X)
     np.testing.assert_array_equal(twice.fit(X).transform(X), before)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "n_epochs"),
+    [
+        ({}, 200),  # steps, of one batch each
+        ({"batch_size": 45}, 100),  # of two
+        ({"batch_size": 10}, 30),  # epochs, of nine
+        ({"n_iter_no_change": 7}, 7),
+    ],
+)
+def test_patience_is_in_epochs_and_where_rows_are_few_in_steps(parameters, n_epochs):
+    """Noise, of which 90 rows teach nothing about 10 others: all epochs are in vain."""
+    noise = np.random.default_rng(0).normal(size=(100, 4))
+    vae = VAETransformer(2, random_state=0, **parameters).fit(noise)
+    assert vae.n_iter_ == n_epochs
+    assert vae.best_validation_score_ > max(vae.validation_scores_)
+
+
+def test_a_training_loss_is_not_waited_for_in_steps():
+    noise = np.random.default_rng(0).normal(size=(100, 4))
+    vae = VAETransformer(2, early_stopping=False, random_state=0).fit(noise)
+    losses = vae.loss_curve_
+    assert len(losses) < 200
+    # no epoch of the last 30 is below all others by more than `tol`
+    assert min(losses[-30:]) > min(losses[:-30]) - 1e-3
