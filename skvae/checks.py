@@ -14,6 +14,11 @@ def check_option(name: str, value: Any, options: tuple[str, ...], extra: str = "
         raise ValueError(f"{name} must be one of {options} {extra}".rstrip() + f", got {value!r}.")
 
 
+def is_auto(value: Any) -> bool:
+    """Whether it is the word; arrays, which would be compared by cell, are not."""
+    return isinstance(value, str) and value == "auto"
+
+
 def check_integer(name: str, value: Any, low: int, extra: str = "") -> None:
     """Refuse what is not an integer of at least ``low``."""
     wanted = f"an integer of at least {low} {extra}".rstrip()

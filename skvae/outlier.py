@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .checks import check_number, check_sizes
+from .checks import check_number, check_sizes, is_auto
 from .estimator import (
     VAETransformer,
     check_weights,
@@ -133,12 +133,12 @@ class VAEOutlierDetector(SaveLoadMixin, OutlierMixin, BaseEstimator):
             As `VAETransformer.fit`, and where ``contamination`` is not valid.
         """
         share = self.contamination
-        if not (isinstance(share, str) and share == "auto"):
+        if not is_auto(share):
             check_number("contamination", share, 0, 0.5, open_low=True, extra="or 'auto'")
         models = [model.fit(X, sample_weight=sample_weight) for model in self._models(X)]
         scores = _mean([model.score_samples(X) for model in models])
         weights = check_weights(sample_weight, len(scores))
-        self.offset_ = _offset(scores, weights, None if share == "auto" else float(share))
+        self.offset_ = _offset(scores, weights, None if is_auto(share) else float(share))
         self.estimators_: list[VAETransformer] = models
         self.estimator_: VAETransformer = models[0]
         take_columns(self, models[0])

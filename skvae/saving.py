@@ -162,12 +162,11 @@ class SaveLoadMixin:
         """
         if isinstance(trusted, str):
             raise TypeError(f"trusted must be a list of names, got {trusted!r}: use [{trusted!r}].")
-        # a user's own subclass is trusted, since it is what the user calls
-        names = {*trusted, f"{cls.__module__}:{cls.__qualname__}"}
+        names = {*trusted}
         with open(path, "rb") as file, _refusing(os.fspath(path)):
             size, text = _verified(file)
             with safetensors.safe_open(path, "pt") as tensors:
-                return _made(cls, text, _Reader(tensors.get_tensor, size, names))
+                return _made(cls, text, tensors.get_tensor, size, names)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """What pickle and copies begin with."""
@@ -182,13 +181,12 @@ class SaveLoadMixin:
 
         An unfitted estimator has none.
         """
-        attributes = super().__getstate__()
+        if _PICKLING.get():
+            return super().__getstate__()
         try:
             check_is_fitted(self)
         except NotFittedError:
-            return attributes
-        if _PICKLING.get():
-            return attributes
+            return super().__getstate__()
         writer = _Writer()
         file = _to_bytes(self, writer)
         if code := sorted(writer.code - {_name(type(self), "")}):
@@ -203,10 +201,8 @@ class SaveLoadMixin:
             data = state[FILE]
             with _refusing("what skops holds"):
                 size, text = _verified(io.BytesIO(data))
-                names = {f"{type(self).__module__}:{type(self).__qualname__}"}
-                tensors = tensors_from_bytes(data)
-                made = _made(type(self), text, _Reader(tensors.__getitem__, size, names))
-            state = vars(made)
+                get_tensor = tensors_from_bytes(data).__getitem__
+                state = vars(_made(type(self), text, get_tensor, size, set()))
         super().__setstate__(state)  # type: ignore[misc]
 
 
@@ -255,8 +251,10 @@ def _to_bytes(estimator: Any, writer: "_Writer") -> bytes:
     return bytes(data)
 
 
-def _made(cls: type, text: str, reader: "_Reader") -> Any:
+def _made(cls: type, text: str, get_tensor: Any, size: int, trusted: set[str]) -> Any:
     """The instance of this class which a file's text describes."""
+    # a user's own subclass is trusted, since it is what the user calls
+    reader = _Reader(get_tensor, size, {*trusted, f"{cls.__module__}:{cls.__qualname__}"})
     header = json.loads(text)
     if not isinstance(header.get("format"), int) or header["format"] > FORMAT:
         raise ValueError(

@@ -7,7 +7,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from .checks import check_device, check_integer, check_number, check_option, check_sizes
+from .checks import (
+    check_device,
+    check_integer,
+    check_number,
+    check_option,
+    check_sizes,
+    is_auto,
+)
 from .families import FAMILIES
 from .networks import ACTIVATIONS, NETWORKS
 from .priors import PRIORS
@@ -84,7 +91,7 @@ class Settings:
             if p[name] is not None or name == "hidden_layer_sizes":
                 p[name] = check_sizes(name, p[name])
         _check_parts(p)
-        if not (isinstance(p["precision_power"], str) and p["precision_power"] == "auto"):
+        if not is_auto(p["precision_power"]):
             check_number("precision_power", p["precision_power"], 0, 1, extra="or 'auto'")
         if isinstance(p["noise"], str):
             check_option("noise", p["noise"], NOISES, extra="or a positive number")
@@ -96,13 +103,13 @@ class Settings:
         check_number("alpha", p["alpha"], 0)
         check_number("dropout", p["dropout"], 0, 1, open_high=True)
         check_number("learning_rate_init", p["learning_rate_init"], 0, open_low=True)
-        if not (isinstance(p["batch_size"], str) and p["batch_size"] == "auto"):
+        if not is_auto(p["batch_size"]):
             check_integer("batch_size", p["batch_size"], 1, extra="or 'auto'")
         check_integer("max_iter", p["max_iter"], 0)
         check_number("tol", p["tol"], 0)
         fraction = p["validation_fraction"]
         check_number("validation_fraction", fraction, 0, 1, open_low=True, open_high=True)
-        if not (isinstance(p["n_iter_no_change"], str) and p["n_iter_no_change"] == "auto"):
+        if not is_auto(p["n_iter_no_change"]):
             check_integer("n_iter_no_change", p["n_iter_no_change"], 1, extra="or 'auto'")
         if not isinstance(p["verbose"], bool | np.bool_):
             check_integer("verbose", p["verbose"], 0)

@@ -1074,7 +1074,7 @@ def test_ctrl_c_outlasts_a_lost_worker(mortal, monkeypatch):
 
     def lose_one_and_press(line):
         lines.append(line)
-        if len(lines) == 5:
+        if len(lines) == 40:  # whichever comes first, more than a few epochs are kept
             kill(pids[1])
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -1090,6 +1090,5 @@ def test_ctrl_c_outlasts_a_lost_worker(mortal, monkeypatch):
             vae.fit(X)
     finally:
         signal.signal(signal.SIGINT, handler)
-    # if the loss comes before Ctrl-C, the other goes on from its best weights: any of the first few
-    assert vae.n_iter_ < 100
+    assert 5 <= vae.n_iter_ < 100
     assert np.isfinite(vae.score(BENT))
