@@ -138,10 +138,10 @@ def _statistics(
     return np.hstack(found)
 
 
-def gaussian_part(likelihood: Any) -> tuple[Gaussian, list[int]] | None:
+def gaussian_part(likelihood: Any) -> tuple[Gaussian, slice | list[int]] | None:
     """The `Gaussian` of a likelihood, whose last part it is, and its columns of T."""
     if isinstance(likelihood, Gaussian):
-        return likelihood, list(range(likelihood.n_columns))
+        return likelihood, slice(None)  # a view of targets, where a list would copy them
     if isinstance(likelihood, Mixed) and isinstance(likelihood.parts[-1], Gaussian):
         return likelihood.parts[-1], likelihood.columns[-1]
     return None

@@ -38,7 +38,7 @@ from .rows import DistinctRows, Floats, StreamedRows
 from .settings import Settings
 from .spread import Sample, SpreadFit
 from .targets import GATHERED, Stored, Streamed, Unread
-from .training import History, Rows, Trainer
+from .training import Group, History, Rows, Trainer
 from .vae import VAE
 from .world import World
 
@@ -53,6 +53,7 @@ SAMPLED = 2**23  # and cells of these
 PART = 2**18  # numbers that an array holds where rows are read for one sum after another
 PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
+AT_FULL_RATE = 64  # inputs up to which the encoder's linear path learns as fast as all else
 STREAM = 1_000_003  # between the seeds of processes
 SHOWN = 1_000  # rows whose KL is told after an epoch
 PATIENCE, PATIENT_STEPS = 30, 200  # epochs, and steps at least, without a rise
@@ -273,8 +274,9 @@ class Fit:
             center, S = linear.completed_covariance(
                 likelihood.embed(cells), torch.from_numpy(share), k, s.noise_floor
             )
-        gaussian = gaussian_part(likelihood)
-        model = self._linear_model(S, gaussian)
+        normal = gaussian_part(likelihood)
+        part = None if normal is None else normal[0]
+        model = self._linear_model(S, part)
         bias, slope = likelihood.start(model.noise, center)
         weight = model.loadings * slope[:, None]
         decode = self._network("decoder", k, likelihood.n_params, generator)
@@ -298,8 +300,7 @@ class Fit:
         ).to(F64)
         self._start_prior(data, generator)
         self.mean.eval()
-        if self.separate_spread and gaussian is not None:
-            part, columns = gaussian
+        if self.separate_spread and part is not None:
             if isinstance(likelihood, Mixed):
                 left = S.diagonal() - model.loadings.square().sum(1)
                 each = left[-part.n_inputs :].clamp_min(s.noise_floor**2)
@@ -307,7 +308,7 @@ class Fit:
                 # the linear model's own best spread per column, at the same span
                 each = linear.refit(S, model, s.noise_floor).noise
             sizes = self._sizes("decoder")
-            network = silence(mlp(k, len(columns), sizes, s.activation, 0.0, generator))
+            network = silence(mlp(k, part.n_columns, sizes, s.activation, 0.0, generator))
             self.density = VAE(
                 self.mean.encoder,
                 Spread(self.mean.decoder, network),
@@ -379,9 +380,7 @@ class Fit:
         wide = linear.Wide(parts, some.share)
         return wide.mean, wide, data
 
-    def _linear_model(
-        self, S: linear.Covariance, gaussian: tuple[Gaussian, list[int]] | None
-    ) -> linear.LinearModel:
+    def _linear_model(self, S: linear.Covariance, gaussian: Gaussian | None) -> linear.LinearModel:
         s = self.settings
         d, k, floor = len(S), s.n_components, s.noise_floor
         ones = torch.ones(d, dtype=F64)
@@ -398,7 +397,7 @@ class Fit:
         if fixed or set(self.families) == {"bernoulli"}:
             noise = model.noise.clone()
             if gaussian is not None:
-                noise[-gaussian[0].n_inputs :] = float(s.noise) ** 2
+                noise[-gaussian.n_inputs :] = float(s.noise) ** 2
             else:
                 # such inputs have variance 1 given z, as standardised by p (1 - p)
                 noise = ones
@@ -522,8 +521,12 @@ class Fit:
             for name, p in model.named_parameters()
             if "network" in name and p.dim() > 1 and p.requires_grad
         )
-        alpha = s.alpha / n_rows  # the prior of the weights against the likelihood of all rows
-        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, alpha, penalised, world)
+        # the prior of the weights against the likelihood of all rows
+        groups = [Group(penalised, alpha=s.alpha / n_rows)]
+        if (n_inputs := model.likelihood.n_inputs) > AT_FULL_RATE:
+            # Adam moves each weight as far, and their sum as many times that as they are
+            groups.append(Group([model.encoder.weight], factor=AT_FULL_RATE / n_inputs))
+        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, groups, world)
         state = self.optimizer_state
         # of other parameters where a user has frozen some since
         if state is not None and encoder_too and len(state["iterate"]) == len(trainer.flat):

@@ -56,7 +56,7 @@ class SpreadFit:
         The same model without the network of the spread, of the same parameters.
     part : Gaussian
         The part of the model's likelihood that varies, the last one.
-    columns : list of int
+    columns : slice or list of int
         That it speaks about.
     rows, others : Sample
         To learn from, and held-out ones to judge by; without others the last spread is kept.
@@ -78,7 +78,7 @@ class SpreadFit:
         model: VAE,
         constant: VAE,
         part: Gaussian,
-        columns: list[int],
+        columns: slice | list[int],
         rows: Sample,
         others: Sample,
         floor: float,
@@ -90,7 +90,7 @@ class SpreadFit:
         self.floor, self.generator = floor, generator
         self.spread = model.decoder
         self.goes_on = excess is not None
-        self.excess = torch.zeros(len(columns)) if excess is None else excess
+        self.excess = torch.zeros(part.n_columns) if excess is None else excess
         self.modes: Tensor | None = None  # of the rows, as they were last found
         self.points = self._noise(64, model.n_components)
         self.moving = nn.ModuleList([self.spread.network, self.part])
@@ -163,7 +163,7 @@ class SpreadFit:
     def mean(self, z: Tensor) -> Tensor:
         """Of these columns, (..., n_columns)."""
         end = self.model.likelihood.n_inputs
-        out: Tensor = self.spread.decoder(z)[..., end - len(self.columns) : end]
+        out: Tensor = self.spread.decoder(z)[..., end - self.part.n_columns : end]
         return out
 
     def _note(self, sample: Sample, z: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class SpreadFit:
                 cells = batch[:, self.columns]
                 loss, gradient = self.part.nll_vjp(raw, cells, weight, self.excess)
             self.spread.network.zero_grad(set_to_none=False)
-            added.backward(gradient[:, len(self.columns) :])
+            added.backward(gradient[:, self.part.n_columns :])
             return loss
 
         at_once = WORKSPACE // width(self.model)
