@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA, FactorAnalysis
 import skvae.fitting
 from skvae import VAETransformer
 from skvae.linear import factor_analysis, weighted_pca
+from skvae.training import WARM_UP
 
 DATA = {"iris": (load_iris, 2), "wine": (load_wine, 2), "diabetes": (load_diabetes, 5)}
 UNFINISHED = pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning")
@@ -459,6 +460,22 @@ def test_every_parameter_of_training_is_used(change):
 
 
 @UNFINISHED
+@UNFINISHED
+@pytest.mark.parametrize("d", [64, 160])
+def test_the_linear_path_of_many_columns_learns_slower(d):
+    """The first step of Adam is the rate, for each weight; and the rate has yet to rise."""
+    X = correlated(n=50, d=d)
+    parameters = {"early_stopping": False, "batch_size": 50, "noise": "isotropic"}
+    parameters["learning_rate_init"] = 0.1
+    before = small(max_iter=0, **parameters).fit(X).module_
+    after = small(max_iter=1, **parameters).fit(X).module_
+    for part, factor in (("encoder", 64 / d), ("decoder", 1.0)):
+        moved = getattr(after, part).weight - getattr(before, part).weight
+        step = factor * 0.1 / WARM_UP
+        assert moved.abs().max().item() == pytest.approx(step, rel=1e-3)
+        assert moved.abs().median().item() == pytest.approx(step, rel=1e-3)
+
+
 def test_alpha_pulls_the_networks_towards_the_linear_model():
     X = correlated(120)
 

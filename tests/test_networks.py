@@ -1,9 +1,15 @@
+import copy
 import math
+import pickle
+import warnings
 
+import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
+from skvae import VAETransformer
 from skvae.linear import rotated
 from skvae.networks import (
     ACTIVATIONS,
@@ -68,6 +74,21 @@ def test_weights_have_torchs_own_distribution():
     square = 25 * layer.weight.detach().double().square()
     standard_error = math.sqrt((1 / 5 - 1 / 9) / square.numel())
     assert abs(float(square.mean()) - 1 / 3) < 4 * standard_error
+
+
+def test_matrices_lie_by_columns():
+    """From birth on, in copies, in double precision and in files: results are then alike."""
+    X = np.random.default_rng(0).normal(size=(60, 5))
+    vae = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        vae.fit(X)
+    twins = vae, copy.deepcopy(vae), pickle.loads(pickle.dumps(vae))
+    born = mlp(4, 3, (8,), "relu", 0.0, torch.Generator().manual_seed(0))
+    for module in (born, born.double(), *(twin.module_ for twin in twins)):
+        matrices = [p for p in module.parameters() if p.dim() == 2]
+        assert matrices
+        assert all(p.t().is_contiguous() for p in matrices)
 
 
 def test_silence_keeps_the_hidden_layers():

@@ -245,6 +245,24 @@ def test_each_epoch_moves_the_average(n_batches):
     assert [push > 0 for *_, push in trainer._lengths(n_batches)][-1]
 
 
+def test_parameters_keep_their_order_in_memory():
+    """Of columns, or of channels; in the flat tensor, and in the gradient's."""
+    toy = nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)
+    toy.matrix = nn.Parameter(torch.arange(6.0).reshape(3, 2).t())
+    before = {name: (p.clone(), p.stride()) for name, p in toy.named_parameters()}
+    trainer = Trainer(toy, 0.1)
+    flat = trainer.flat.untyped_storage().data_ptr()
+    for name, p in toy.named_parameters():
+        assert torch.equal(p, before[name][0])
+        assert p.stride() == p.grad.stride() == before[name][1]
+        assert p.untyped_storage().data_ptr() == flat
+    assert before["matrix"][1] == (1, 2)
+    assert len(trainer.flat) == sum(p.numel() for p in toy.parameters())
+    trainer.flat.copy_(torch.arange(len(trainer.flat)))
+    every = torch.cat([p.reshape(-1) for p in toy.parameters()])
+    assert torch.equal(every.sort().values, trainer.flat)  # none overlaps another
+
+
 def test_a_reset_forgets_all_but_the_weights():
     trainer = Trainer(Toy(), 0.05)
     for _ in range(3):
