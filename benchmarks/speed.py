@@ -58,7 +58,39 @@ OURS: dict[str, Fit] = {
     "skvae, defaults": fit_skvae,
     "skvae, for likelihood": partial(fit_skvae, **FOR_LIKELIHOOD),
 }
-LADDER = (*range(9), 10, 13, 17, 22, 28, 36, 47, 61, 79, 103, 134, 174, 226, 294, 382)  # max_iter
+# max_iter; rungs a seventh apart
+LADDER = (
+    *range(9),
+    10,
+    11,
+    13,
+    15,
+    17,
+    19,
+    22,
+    25,
+    29,
+    33,
+    38,
+    44,
+    50,
+    57,
+    65,
+    74,
+    85,
+    97,
+    111,
+    127,
+    145,
+    166,
+    190,
+    218,
+    250,
+    286,
+    327,
+    374,
+    428,
+)
 MOST_TVAE_COLUMNS = 100  # it first fits a mixture to each
 
 Record = dict[str, Any]
