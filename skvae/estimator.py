@@ -213,8 +213,8 @@ class VAETransformer(
         Share of hidden units dropped in training.
     learning_rate_init : float, default=4e-3
         Learning rate of schedule-free Adam (Defazio et al.), which rises to it over 50 steps. It
-        falls only where the loss does not stay finite. Where the encoder reads d > 64 numbers, its
-        linear path has 64 / d of it.
+        falls only where the loss does not stay finite. The weights of the encoder's linear
+        path have 64 / d of it where they read d > 64 numbers, of each category one.
     batch_size : int or "auto", default="auto"
         Rows per step. "auto": 128, and 256 from 5,000 rows on.
     max_iter : int, default=1000

@@ -524,7 +524,7 @@ class Fit:
         # the prior of the weights against the likelihood of all rows
         groups = [Group(penalised, alpha=s.alpha / n_rows)]
         if (n_inputs := model.likelihood.n_inputs) > AT_FULL_RATE:
-            # Adam moves each weight as far, and their sum as many times that as they are
+            # Adam moves each weight as far: an output moves as many times that as it has inputs
             groups.append(Group([model.encoder.weight], factor=AT_FULL_RATE / n_inputs))
         trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, groups, world)
         state = self.optimizer_state

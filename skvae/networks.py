@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 # (gradient of the output, input, output) -> gradient of the input
 _aten = torch.ops.aten
 _DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    # in place: the gradient is the layer's above, which has no more use for it
+    # in place: an MLP ends in a linear layer, so that the gradient is a product made for this one
     nn.ReLU: lambda grad, x, out: _aten.threshold_backward(grad, out, 0, grad_input=grad),
     nn.SiLU: lambda grad, x, out: _aten.silu_backward(grad, x),
     nn.GELU: lambda grad, x, out: _aten.gelu_backward(grad, x),
@@ -137,7 +137,7 @@ def by_columns(matrix: Tensor) -> Tensor:
     So laid out, weights need not be turned round where rows of data meet them: of 128 rows, a
     layer's output takes up to a quarter less time.
     """
-    return matrix.detach().t().contiguous().t()
+    return matrix.detach().t().clone(memory_format=torch.contiguous_format).t()
 
 
 def mlp(

@@ -147,14 +147,14 @@ def _no_denormals() -> Iterator[None]:
 
 @dataclass
 class Group:
-    """Parameters that are trained alike.
+    """Parameters that are trained alike; of a parameter in several groups, the last counts.
 
     Parameters
     ----------
     parameters : sequence of parameters
     alpha : float, default=0
         Strength of the L2 penalty ``alpha / 2 * ||parameter||^2`` on them. Its gradient is not
-        clipped, and is taken where Adam's step starts, see `Trainer`.
+        clipped, and is taken where Adam's step starts, see ``Trainer._step``.
     factor : float, default=1
         How many times the learning rate is theirs.
     """
@@ -271,14 +271,14 @@ class Trainer:
     def _lengths(self, n_batches: int) -> Iterator[tuple[float, float, float, float]]:
         """``fade``, ``pull``, ``rate`` and ``push`` of each `_step` of an epoch.
 
-        Where the average stays as it is, the first and the last are 0. It never does so in an
+        Where the average stays as it is, ``pull`` and ``push`` are 0. It never does so in an
         epoch's last step, nor where an epoch has few: what has been learned always shows.
         """
         stride = OFTEN if self.n_steps >= SOON and n_batches >= 2 * OFTEN else 1
         n_left_over = n_batches % stride  # each of them is averaged
         for step in range(1, n_batches + 1):
             n_stretches, n_since = divmod(self.n_steps, STRETCH)
-            fade = 1 - MEMORY if n_stretches and not n_since else 0.0
+            fade = 0.0 if n_since else 1 - MEMORY
             # what the squares in the sum weigh, this step's included
             n_squares = n_since + 1 + STRETCH * MEMORY * (1 - MEMORY**n_stretches) / (1 - MEMORY)
             self.n_steps += 1
@@ -376,9 +376,8 @@ class Trainer:
         for tensor in self._tensors():
             self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
         self.world.sum_(total)
-        finite = all(
-            math.isfinite(end) for end in self.flat.aminmax()
-        )  # ten times as fast as isfinite
+        # ten times as fast as torch.isfinite
+        finite = all(math.isfinite(end) for end in self.flat.aminmax())
         return float(total) / rows.n_rows if finite else math.nan
 
     def _trade_places(self) -> None:

@@ -17,6 +17,7 @@ from skvae.networks import (
     Dropout,
     Spread,
     WithLinear,
+    by_columns,
     linear_layer,
     mlp,
     silence,
@@ -74,6 +75,14 @@ def test_weights_have_torchs_own_distribution():
     square = 25 * layer.weight.detach().double().square()
     standard_error = math.sqrt((1 / 5 - 1 / 9) / square.numel())
     assert abs(float(square.mean()) - 1 / 3) < 4 * standard_error
+
+
+@pytest.mark.parametrize("matrix", [randn(1, 4), randn(4, 1), randn(4, 3), randn(3, 4).t()])
+def test_by_columns_is_a_copy(matrix):
+    copied = by_columns(matrix)
+    assert torch.equal(copied, matrix)
+    assert copied.t().is_contiguous()
+    assert copied.data_ptr() != matrix.data_ptr()
 
 
 def test_matrices_lie_by_columns():

@@ -199,11 +199,11 @@ def test_training_mode_within_an_epoch_alone():
 def test_schedule_free_adam_as_published(max_grad_norm, alpha, n_batches, on_cpu):
     """Algorithm 1 of Defazio et al. (2024), with Adam's scaling, written out."""
     toy = Toy()
-    groups = [Group([toy.matrix], alpha, factor=0.5)]
+    groups = [Group([toy.matrix], alpha, factor=0.5), Group([toy.point], factor=2.0)]
     trainer = Trainer(toy, 0.05, max_grad_norm, groups)
     trainer.on_cpu = on_cpu  # the arithmetic of a GPU needs none
     x = z = trainer.flat.double()  # the four of the matrix first
-    factor = torch.tensor([0.5] * 4 + [1.0] * 3)
+    factor = torch.tensor([0.5] * 4 + [2.0] * 3)
     squares, counts, total = torch.zeros((200, 7)), torch.zeros(200, 1), 0.0
     losses = lambda *_: distance(toy, TARGETS)  # noqa: E731  # of each batch the same
     # of each step of an epoch, how many alike the average counts it as, later on
@@ -291,12 +291,14 @@ def test_another_default_precision():
     torch.testing.assert_close(twin.flat, trainer.flat)
 
 
-def test_squares_without_a_gradient_stay_normal_numbers():
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_squares_without_a_gradient_stay_normal_numbers(on_cpu):
     """Which take a processor many times less than denormal ones."""
     trainer = Trainer(Toy(), 0.05)
+    trainer.on_cpu = on_cpu
     trainer.squares.fill_(1e-16)
     for lengths in trainer._lengths(8000):
-        trainer._step(*lengths)
+        trainer._step(*(lengths if on_cpu else torch.tensor(lengths)))
     assert trainer.squares.min() > torch.finfo(torch.float32).tiny
 
 
