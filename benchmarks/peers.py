@@ -15,6 +15,7 @@ and each has one function, a `Fit`, that trains from a random start for a number
 """
 
 import contextlib
+import gc
 import io
 import logging
 import math
@@ -80,6 +81,7 @@ class Run(NamedTuple):
 def run(fit: Fit, X: np.ndarray, network: Network, epochs: int, batch_size: Any, seed: int) -> Run:
     """Train and time it."""
     stamps: list[float] = []
+    gc.collect()  # nobody pays for what another has left behind
     start = time.perf_counter()
     judge = fit(X, network, epochs, batch_size, seed, lambda: stamps.append(time.perf_counter()))
     return Run(judge, time.perf_counter() - start, stamps)
