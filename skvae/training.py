@@ -25,8 +25,8 @@ from .world import ALONE, World
 MAX_RECOVERIES = 5  # times that one fit may go back to its best weights after a non-finite loss
 DECAY = 5.0  # the learning rate is divided by this where the loss does not stay finite
 WARM_UP = 50  # steps over which the learning rate rises
-# Squared gradients count 0.9 times what they did, after each ten steps: as a decay of 0.99 would have
-# it, at a tenth of its passes over memory.
+# Squared gradients count 0.9 times what they did, after each ten steps: much as by a decay of 0.99
+# in each, at a tenth of the passes over memory.
 MEMORY, STRETCH = 0.9, 10
 NEARNESS = 0.9  # of the weights that gradients are taken at, to the average of the iterates
 LATENESS = 2  # step t counts in that average like t to this power
