@@ -411,7 +411,8 @@ def test_warm_start_keeps_its_kinds_of_columns(client):
     params = QUICK | {"max_iter": 2, "warm_start": True}
     vae, alone = DaskVAETransformer(**params), VAETransformer(**params)
     first = MIXED[["normal", "flag"]]
-    second = first.assign(flag=np.arange(len(first)) % 2 * 5)
+    row = np.arange(len(first))  # others in the first of two partitions alone
+    second = first.assign(flag=np.where(row < len(row) // 2, row % 2 * 5, first.flag))
     message = r"likelihood='bernoulli' needs .*, but column 'flag' holds 5 \(row 1\)"
     for model, before in ((alone, ""), (vae, "Partition 0: ")):
         of = functools.partial(dd.from_pandas, npartitions=2) if before else pd.DataFrame
