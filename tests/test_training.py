@@ -234,7 +234,7 @@ def test_schedule_free_adam_as_published(max_grad_norm, alpha, n_batches, on_cpu
     assert (x - z).abs().max() > 0.01  # that an average differs from the last can be seen
 
 
-@pytest.mark.parametrize("n_batches", [1, 2, 4, 8, 10, 14, 40])
+@pytest.mark.parametrize("n_batches", [1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 40])
 def test_each_epoch_moves_the_average(n_batches):
     """Also where most steps leave it, and to the weights of its own last step."""
     trainer = Trainer(Toy(), 0.05)
