@@ -58,39 +58,7 @@ OURS: dict[str, Fit] = {
     "skvae, defaults": fit_skvae,
     "skvae, for likelihood": partial(fit_skvae, **FOR_LIKELIHOOD),
 }
-# max_iter; rungs a seventh apart
-LADDER = (
-    *range(9),
-    10,
-    11,
-    13,
-    15,
-    17,
-    19,
-    22,
-    25,
-    29,
-    33,
-    38,
-    44,
-    50,
-    57,
-    65,
-    74,
-    85,
-    97,
-    111,
-    127,
-    145,
-    166,
-    190,
-    218,
-    250,
-    286,
-    327,
-    374,
-    428,
-)
+LADDER = (*range(9), *(int(10 * 1.145**i) for i in range(28)))  # max_iter
 MOST_TVAE_COLUMNS = 100  # it first fits a mixture to each
 
 Record = dict[str, Any]

@@ -205,17 +205,17 @@ class Trainer:
         self.module, self.max_grad_norm, self.world = module, max_grad_norm, world
         groups = [*groups, Group(())]
         number = {id(p): i for i, group in enumerate(groups) for p in group.parameters}
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        parameters.sort(key=lambda p: number.get(id(p), len(groups) - 1))  # a group after the other
-        sizes = [0] * len(groups)
-        for p in parameters:
-            sizes[number.get(id(p), -1)] += p.numel()
-        stops = itertools.accumulate(sizes)
-        self._parts = [
-            (slice(stop - size, stop), group.alpha, group.factor)
-            for stop, size, group in zip(stops, sizes, groups, strict=True)
-            if size
-        ]
+
+        def number_of(p: Tensor) -> int:
+            return number.get(id(p), len(groups) - 1)
+
+        # a group after the other
+        parameters = sorted((p for p in module.parameters() if p.requires_grad), key=number_of)
+        self._parts, start = [], 0
+        for i, own in itertools.groupby(parameters, key=number_of):
+            stop = start + sum(p.numel() for p in own)
+            self._parts.append((slice(start, stop), groups[i].alpha, groups[i].factor))
+            start = stop
         self.flat = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.grad = self.flat.grad = torch.zeros_like(self.flat)
         self.on_cpu = self.flat.device.type == "cpu"
