@@ -206,10 +206,7 @@ class Fit:
             loss = trainer.epoch(self._mean_rows(model, data, generator))
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss of this pass was {loss}")
-            self.optimizer_state = trainer.state()
-            self._keep(model)
-            self.linear_encoder = False
-            self.n_epochs += 1
+            self._keep(model, trainer, 1)
         self.losses.append(loss)
         if self.separate_spread:
             self._fit_spread(data, None, generator, True, 1, 1)
@@ -603,37 +600,37 @@ class Fit:
         data = n_rows, train, held_out, noise, generator
         encoder_too = True
         model, trainer, history, gains = self._train(*data, encoder_too, on_epoch)
-        if on_trial and history.best_iter > 0 and not (history.interrupted or history.stopped):
-            alone, _, its_history, its_gains = self._train(*data, encoder_too=False)
-            if its_history.interrupted:
-                history.interrupted = True  # keep what is finished
-            elif not world.lead(judging.proven(gains - its_gains)):
-                encoder_too, model, history, gains = False, alone, its_history, its_gains
-        self.losses = history.losses
-        self.interrupted = history.interrupted
-        # a score that has not risen since the start is no reason to go on
-        self.improving = history.n_iter == s.max_iter and not history.converged and history.rose
-        if s.early_stopping:
-            self.scores, self.best_score = history.scores, history.best_score
-            self.gain = judging.mean_and_error(gains.to("cpu", F64), world.gather(held_out.share))
-            if history.best_iter == 0:
-                return  # the exact start stays
-        if few and not history.interrupted:
-            again, its_trainer = self._prepare_mean(n_rows, world, generator, encoder_too)
-            rows = self._mean_rows(again, whole, generator)
-            try:
-                if its_trainer.replay(rows, history.path):
-                    model, trainer = again, its_trainer
-            except KeyboardInterrupt:
-                self.interrupted = True
-        linear = self.mean.encoder
-        self._keep(model)
+        try:
+            if on_trial and history.best_iter > 0 and not (history.interrupted or history.stopped):
+                alone, _, its_history, its_gains = self._train(*data, encoder_too=False)
+                if its_history.interrupted:
+                    history.interrupted = True  # keep what is finished
+                elif not world.lead(judging.proven(gains - its_gains)):
+                    encoder_too, model, history, gains = False, alone, its_history, its_gains
+            self.losses = history.losses
+            self.interrupted = history.interrupted
+            # a score that has not risen since the start is no reason to go on
+            self.improving = history.n_iter == s.max_iter and not history.converged and history.rose
+            if s.early_stopping:
+                self.scores, self.best_score = history.scores, history.best_score
+                shares = world.gather(held_out.share)
+                self.gain = judging.mean_and_error(gains.to("cpu", F64), shares)
+                if history.best_iter == 0:
+                    return  # the exact start stays
+            if few and not history.interrupted:
+                again, its_trainer = self._prepare_mean(n_rows, world, generator, encoder_too)
+                rows = self._mean_rows(again, whole, generator)
+                try:
+                    if its_trainer.replay(rows, history.path):
+                        model, trainer = again, its_trainer
+                except KeyboardInterrupt:
+                    self.interrupted = True
+        except ConnectionError:
+            self._leave(model, trainer, history, encoder_too)
+            raise
         best_kept = s.early_stopping or history.interrupted
-        self.n_epochs += history.best_iter if best_kept else history.n_iter
-        self.optimizer_state = trainer.state() if encoder_too else None
-        if not encoder_too:
-            self.mean.encoder = linear  # exactly, not through float32
-        self.linear_encoder = not encoder_too
+        n_epochs = history.best_iter if best_kept else history.n_iter
+        self._keep(model, trainer, n_epochs, encoder_too)
 
     def _train(
         self,
@@ -676,18 +673,22 @@ class Fit:
                 on_epoch=None if on_epoch is None else after,
             )
         except ConnectionError as error:
-            if encoder_too:  # what a later run can go on from
-                history = error.history  # type: ignore[attr-defined]
-                self._keep(model)
-                self.optimizer_state = trainer.state()
-                self.n_epochs += history.best_iter
-                self.losses = history.losses[: history.best_iter]
-                self.scores = history.scores[: history.best_iter]
+            if encoder_too:  # else this is on trial
+                self._leave(model, trainer, error.history)  # type: ignore[attr-defined]
             raise
         return model, trainer, history, gains + find() if s.early_stopping else gains
 
-    def _keep(self, model: VAE) -> None:
-        """Take over trained weights, in float64 on the CPU."""
+    def _leave(
+        self, model: VAE, trainer: Trainer, history: History, encoder_too: bool = True
+    ) -> None:
+        """Take over the best weights, for another run to go on from."""
+        n_epochs = history.best_iter
+        self._keep(model, trainer, n_epochs, encoder_too)
+        self.losses, self.scores = history.losses[:n_epochs], history.scores[:n_epochs]
+
+    def _keep(self, model: VAE, trainer: Trainer, n_epochs: int, encoder_too: bool = True) -> None:
+        """Take over weights after so many epochs more, in float64 on the CPU."""
+        encoder = self.mean.encoder
         for module in model.modules():
             if isinstance(module, Dropout):
                 module.generator = None
@@ -695,6 +696,11 @@ class Fit:
         self.mean = copy.deepcopy(self.mean)
         self.mean.load_state_dict({n: v.to("cpu", F64) for n, v in model.state_dict().items()})
         self.mean.eval()
+        if not encoder_too:
+            self.mean.encoder = encoder  # exactly, not through float32
+        self.linear_encoder = not encoder_too
+        self.optimizer_state = trainer.state() if encoder_too else None
+        self.n_epochs += n_epochs
 
     # ---------------------------------------------------------------- the spread
 

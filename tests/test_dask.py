@@ -36,6 +36,7 @@ from skvae.dask import DaskVAETransformer
 from skvae.fitting import Fit
 from skvae.member import forget, memory_limit, write
 from skvae.partitions import stage
+from skvae.training import History, Trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning"),
@@ -959,6 +960,35 @@ def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch, 
     assert vae.best_validation_score_ == alone.best_validation_score_
     np.testing.assert_array_equal(vae.transform(CURVED), alone.transform(CURVED))
     assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.5)
+
+
+@pytest.mark.parametrize("stage, nth", [("fit", 2), ("replay", 1)])
+def test_a_worker_lost_once_training_is_over_costs_no_epoch(monkeypatch, stage, nth):
+    """Lost while the decoder is tried alone, or while all rows are trained on."""
+    original, calls = getattr(Trainer, stage), []
+
+    def lost(self, *args, **kwargs):
+        calls.append(stage)
+        if len(calls) == nth:
+            error = ConnectionError("another one is lost")
+            error.history = History()  # as `Trainer.fit` has it
+            raise error
+        return original(self, *args, **kwargs)
+
+    X = da.from_array(CURVED, chunks=(1500, 12))
+    with distributed.Client(processes=False, n_workers=1, dashboard_address=":0") as one:
+        alone = DaskVAETransformer(client=one, max_iter=3, **QUICK).fit(X)
+        monkeypatch.setattr(Trainer, stage, lost)
+        with pytest.warns(RuntimeWarning, match="was lost during fit"):
+            vae = DaskVAETransformer(client=one, max_iter=3, **QUICK).fit(X)
+    assert len(calls) == nth  # and no epoch is left for another call
+    assert vae.n_iter_ == 3 and vae._fit.n_epochs == 3
+    if stage == "replay":
+        assert vae.loss_curve_ == alone.loss_curve_
+        assert vae._fit.linear_encoder == alone._fit.linear_encoder
+    else:
+        assert not vae._fit.linear_encoder
+    assert vae.score(CURVED) == pytest.approx(alone.score(CURVED), abs=0.1)
 
 
 def slowly(part):
