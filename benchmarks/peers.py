@@ -119,7 +119,7 @@ def products_seconds(n_columns: int, network: Network, batch_size: int, linear: 
 
 def forward_seconds(weights: Sequence[nn.Parameter], n_rows: int, dtype: torch.dtype) -> float:
     """Return the seconds of so many rows' products with these weights, some rows at a time."""
-    at_once = min(n_rows, 4096)
+    at_once = min(n_rows, 2048)  # of more, results take memory anew each time, which costs as much
     pairs = [
         (torch.randn(at_once, weight.shape[1], dtype=dtype), weight.detach().T.to(dtype))
         for weight in weights

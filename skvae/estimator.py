@@ -59,9 +59,8 @@ FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, a
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
 DESCRIBED = 2**22  # cells of the rows that fitted attributes describe, at most
-BLOCK = 2**20  # cells of X that become targets at once
-ENCODED = 2**17  # and of an array, T
 WORKSPACE = 2**20  # numbers that one array of a batch may hold at inference
+DECODED = 2**17  # cells that get X's units at once
 
 
 def _has_density(estimator: "VAETransformer") -> bool:
@@ -582,10 +581,10 @@ class VAETransformer(
                 ) from error
             raise
 
-    def _encode(self, X: Any, first_row: int = 0, dtype: Any = None) -> columns.Floats:
+    def _encode(self, X: Any) -> columns.Floats:
         """X -> T, refused where it leaves its families' support."""
-        T = self._columns.encode(X, dtype=dtype)
-        self._check(T, first_row)
+        T = self._columns.encode(X)
+        self._check(T)
         return T
 
     def _check(self, T: columns.Floats, first_row: int = 0) -> None:
@@ -825,7 +824,7 @@ class VAETransformer(
                 z = torch.from_numpy(Z[rows].copy())  # Z may be a view backwards, or read-only
                 stats = likelihood.mean(decoder(z)).numpy()
                 # so few cells at a time that they stay in the processor's cache
-                for part in slices(len(stats), stats.shape[1], ENCODED):
+                for part in slices(len(stats), stats.shape[1], DECODED):
                     at = slice(rows.start + part.start, rows.start + part.stop)
                     T[at] = likelihood.restore_mean(stats[part].astype(dtype, copy=False))
         return self._columns.decode(T)
@@ -1143,7 +1142,7 @@ class VAETransformer(
                 return np.nan_to_num(found, nan=-math.inf, neginf=-math.inf)  # as for whole rows
 
             whole = log_prob(targets)
-            for part in slices(len(seen), d, BLOCK):
+            for part in slices(len(seen), d, WORKSPACE):
                 row, column = seen[part].T
                 others = targets[row]
                 others[np.arange(len(row)), column] = math.nan
@@ -1206,21 +1205,27 @@ class VAETransformer(
 
         ``units`` are filled with the nats that original units cost each row.
         """
-        likelihood, d = self.module_.likelihood, self.n_features_in_
-        # of an array, so few cells at a time that they stay in the processor's cache
-        at_once = ENCODED if columns.table_library(X) is None else BLOCK
-        for block in slices(X.shape[0], d, BLOCK):
-            n_rows = block.stop - block.start
-            targets = torch.empty(n_rows, d, dtype=_torch_dtype(dtype))
-            for part in slices(n_rows, d, at_once):
-                at = slice(block.start + part.start, block.start + part.stop)
-                T = self._encode(self._columns.take(X, at), at.start, dtype)
-                targets.numpy()[part] = likelihood.standardize(T)
+        for block in slices(X.shape[0], self.n_features_in_, WORKSPACE):
+            T = self._columns.encode(self._columns.take(X, block), dtype=dtype)
+            for rows in slices(len(T), width, WORKSPACE):
+                at = slice(block.start + rows.start, block.start + rows.stop)
+                targets = self._standardized(T[rows], at.start, dtype)
                 if units is not None:
-                    units[at] = likelihood.log_unit(T).sum(1)
-                self._columns.release(X)
-            for rows in slices(n_rows, width, WORKSPACE):
-                yield slice(block.start + rows.start, block.start + rows.stop), targets[rows]
+                    units[at] = self.module_.likelihood.log_unit(T[rows]).sum(1)
+                yield at, targets
+            self._columns.release(X)
+
+    def _standardized(self, T: columns.Floats, first_row: int, dtype: np.dtype[Any]) -> Tensor:
+        """T, checked, as targets of memory of their own."""
+        checked = bool(self._columns.restricted)
+        if checked:
+            self._check(T, first_row)
+        found = self.module_.likelihood.standardize(T)
+        targets = torch.from_numpy(np.array(found, dtype=dtype, copy=True if found is T else None))
+        # what is infinite in T is so here, and this sum is of all threads
+        if not (checked or math.isfinite(targets.sum())):
+            self._check(T, first_row)
+        return targets
 
     def __sklearn_tags__(self) -> Any:
         """Tags for scikit-learn's checks."""

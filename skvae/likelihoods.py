@@ -173,21 +173,22 @@ class Gaussian(nn.Module):
     def standardize(self, T: Floats) -> Floats:
         if self.log is not None:
             T = np.where(self.log, _logs(T, self.log), T)
+        # a tensor, so that all threads have their part; of memory that torch takes as it is
+        taken = T.flags.writeable and min(T.strides) >= 0
+        cells = torch.from_numpy(T if taken else T.copy())
+        shifts, scale = (self.shift,), self.scale
         if T.dtype == np.float32 and self._single is not None:
-            high, low, scale = self._single
-            targets: Floats = T - high
-            if low is not None:
-                targets -= low
-        else:
-            targets, scale = T - self.shift, self.scale
-        targets /= scale
-        return targets
+            shifts, scale = self._single
+        for shift in shifts:
+            cells = cells - torch.tensor(shift)
+        out: Floats = cells.div_(torch.tensor(scale)).numpy()
+        return out
 
     @functools.cached_property
-    def _single(self) -> tuple[Any, Any, Any] | None:
-        """The shift in two parts and the scale, in single precision; None where these lie far out.
+    def _single(self) -> tuple[tuple[Any, ...], Any] | None:
+        """The shift in parts and the scale, in single precision; None where these lie far out.
 
-        The second part is what rounding has left of the shift; None where it is nothing beside the
+        The second part is what rounding has left of the shift, where it is something beside the
         scale.
         """
         inside = (np.abs(self.shift) < 1e30) & (self.scale < 1e30) & (self.scale > 1e-30)
@@ -196,7 +197,8 @@ class Gaussian(nn.Module):
         high = self.shift.astype(np.float32)
         low = self.shift - high
         matters = (np.abs(low) > np.finfo(np.float32).eps * self.scale).any()
-        return high, low.astype(np.float32) if matters else None, self.scale.astype(np.float32)
+        shifts = (high, low.astype(np.float32)) if matters else (high,)
+        return shifts, self.scale.astype(np.float32)
 
     def restore(self, targets: Floats) -> Floats:
         T: Floats = targets * self.scale + self.shift
@@ -287,10 +289,11 @@ class Gaussian(nn.Module):
 
     def restore_mean(self, stats: Floats) -> Floats:
         if stats.dtype == np.float32 and self.log is None and self._single is not None:
-            high, low, scale = self._single
+            shifts, scale = self._single
             T: Floats = stats * scale
-            T += high if low is None else low
-            return T if low is None else T + high
+            for shift in shifts[::-1]:
+                T += shift
+            return T
         T = stats * self.scale + self.shift
         if self.log is not None:
             with np.errstate(over="ignore"):

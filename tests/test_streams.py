@@ -310,15 +310,14 @@ def test_families_of_a_stream(tmp_path):
 
 @pytest.mark.parametrize("method", ["transform", "score_samples", "impute"])
 def test_methods_read_by_slices(method, tmp_path, monkeypatch):
-    monkeypatch.setattr(skvae.estimator, "BLOCK", 400)
-    monkeypatch.setattr(skvae.estimator, "ENCODED", 80)
+    monkeypatch.setattr(skvae.estimator, "WORKSPACE", 400)
     vae = fitted(X)
     expected = getattr(vae, method)(X)
     np.testing.assert_array_equal(getattr(vae, method)(on_disk(tmp_path)), expected)
     if method != "impute":
         source = Slices(X)
         np.testing.assert_array_equal(getattr(vae, method)(source), expected)
-        assert max(source.read) <= 80
+        assert max(source.read) == 400
 
 
 def test_small_sources_are_as_good_as_arrays():
@@ -404,15 +403,14 @@ def test_streams_of_one_distinct_row_are_refused():
 def test_reading_lets_go(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(skvae.columns, "_let_go", calls.append)
-    monkeypatch.setattr(skvae.estimator, "BLOCK", 400)
-    monkeypatch.setattr(skvae.estimator, "ENCODED", 80)
+    monkeypatch.setattr(skvae.estimator, "WORKSPACE", 400)
     array = on_disk(tmp_path)
     rows = streamed(array)
     assert len(calls) == rows.n_chunks
     vae = fitted(X)
     calls.clear()
     vae.transform(array)
-    assert len(calls) == N_ROWS / 20
+    assert len(calls) == N_ROWS / (400 // X.shape[1])
 
 
 def test_pages_are_let_go_where_that_is_safe(tmp_path, monkeypatch):
