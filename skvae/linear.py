@@ -384,7 +384,7 @@ def factor_analysis(S: Covariance, n_components: int, floor: float) -> Tensor:
         jac=True,
         method="L-BFGS-B",
         bounds=[(low, None)] * d,
-        options={"maxfun": budget, "maxiter": budget, "ftol": 1e-12, "gtol": 1e-7},
+        options={"maxfun": budget, "maxiter": budget, "ftol": 1e-10, "gtol": 1e-7},
     )
     return torch.from_numpy(result.x).exp()
 
