@@ -523,7 +523,8 @@ class Fit:
         if (n_inputs := model.likelihood.n_inputs) > AT_FULL_RATE:
             # Adam moves each weight as far: an output moves as many times that as it has inputs
             groups.append(Group([model.encoder.weight], factor=AT_FULL_RATE / n_inputs))
-        trainer = Trainer(model, s.learning_rate_init, s.max_grad_norm, groups, world)
+        options = s.learning_rate_init, s.max_grad_norm, groups, world
+        trainer = Trainer(model, *options, modes=not self._plain)
         state = self.optimizer_state
         # of other parameters where a user has frozen some since
         if state is not None and encoder_too and len(state["iterate"]) == len(trainer.flat):
@@ -558,9 +559,15 @@ class Fit:
             weight = weight / len(batch)
             return model.backward(batch, noise, weight, beta, hints, s.free_bits)
 
-        plain = s.network == "mlp" and s.dropout == 0 and not s.own_parts
-        steady = max(0, s.kl_warmup - before) if plain and s.device.startswith("cuda") else math.inf
+        recorded = self._plain and s.device.startswith("cuda")
+        steady = max(0, s.kl_warmup - before) if recorded else math.inf
         return Rows(n_rows, n_batches, read, backward, steady)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether networks are perceptrons that draw nothing while they are trained."""
+        s = self.settings
+        return s.network == "mlp" and s.dropout == 0 and not s.own_parts
 
     @staticmethod
     def _hints(model: VAE, data: Stored) -> Tensor | None:
@@ -650,7 +657,8 @@ class Fit:
         if s.early_stopping:
             weights = world.gather(held_out.share).to(s.device, F32)
             hints = self._hints(model, held_out)
-            judged = held_out, weights, noise.to(s.device), hints, s
+            at_once = judging.rows_at_once(model, len(noise))
+            judged = held_out, weights, noise.to(s.device), hints, s, at_once
             find = functools.partial(judging.judge, model, *judged)
             gains = -find()
 

@@ -20,6 +20,11 @@ PART = 2**18  # numbers that an array holds at once
 PROOF = 0.001  # level of the tests that held-out rows gain
 
 
+def rows_at_once(model: VAE, n_draws: int) -> int:
+    """How many rows, each decoded at so many draws, keep arrays small."""
+    return max(1, PART // (n_draws * width(model)))
+
+
 def judge(
     model: VAE,
     data: Stored,
@@ -27,6 +32,7 @@ def judge(
     noise: Tensor,
     hints: Tensor | None,
     settings: Settings,
+    at_once: int,
 ) -> Tensor:
     """ELBO of held-out rows (n,) under fixed noise (n_draws, n, k); shares sum to one.
 
@@ -36,10 +42,9 @@ def judge(
     them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
     outweighing all that the mean learns.
     """
-    size = max(1, PART // (len(noise) * width(model)))
-    some = itertools.repeat(None) if hints is None else hints.split(size)
-    targets = (part.to(noise.device) for part, _ in data.parts(size))
-    parts = zip(targets, noise.split(size, 1), some, strict=False)
+    some = itertools.repeat(None) if hints is None else hints.split(at_once)
+    targets = (part.to(noise.device) for part, _ in data.parts(at_once))
+    parts = zip(targets, noise.split(at_once, 1), some, strict=False)
     with torch.no_grad():
         judged = [torch.stack(_judge_part(model, *part, settings), 1) for part in parts]
     # a process may have none

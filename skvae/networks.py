@@ -24,7 +24,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from skvae.checks import check_integer, check_sizes
-from skvae.gradients import Back, gradient_of, through_clamp
+from skvae.gradients import Back, gradient_of, network_vjp, through_clamp
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),  # no gradient needs the layer's output
@@ -365,10 +365,20 @@ class Spread(nn.Module):
         self.decoder, self.network, self.reach = decoder, network, reach
 
     def log_var(self, z: Tensor) -> Tensor:
+        inside, growth = self._read(z)
+        out: Tensor = self.network(inside) + growth
+        return out
+
+    def log_var_vjp(self, z: Tensor) -> tuple[Tensor, Back]:
+        """`log_var`, and what takes a gradient back to the network's parameters, no further."""
+        inside, growth = self._read(z)
+        out, back = network_vjp(self.network, inside)
+        return out + growth, back
+
+    def _read(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network reads, and what its output grows by."""
         inside = z.clamp(-self.reach, self.reach)
-        excess = (z - inside).square().sum(-1, keepdim=True)
-        out: Tensor = self.network(inside)
-        return out + 2 * excess.log1p()
+        return inside, 2 * (z - inside).square().sum(-1, keepdim=True).log1p()
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.cat([self.decoder(z), self.log_var(z)], -1)

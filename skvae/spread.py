@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .gradients import clear
 from .likelihoods import Gaussian, split_gaps
 from .networks import slices, width
 from .training import Rows, Trainer
@@ -119,7 +120,7 @@ class SpreadFit:
             self._judge()
             plain = self.best_rows
             for _ in range(n_rounds):
-                trainer = Trainer(self.moving, learning_rate, max_grad_norm)
+                trainer = Trainer(self.moving, learning_rate, max_grad_norm, modes=False)
                 history = trainer.fit(
                     self._training_rows(batch_size),
                     self._evaluation() if len(self.others) else None,
@@ -213,15 +214,13 @@ class SpreadFit:
             with torch.no_grad():
                 return *rest, z, self.mean(z)
 
+        @torch.no_grad()
         def backward(epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-            added = self.spread.log_var(z)
-            weight = weight / len(batch)
-            with torch.no_grad():
-                raw = torch.cat([mean, added], -1)
-                cells = batch[:, self.columns]
-                loss, gradient = self.part.nll_vjp(raw, cells, weight, self.excess)
-            self.spread.network.zero_grad(set_to_none=False)
-            added.backward(gradient[:, self.part.n_columns :])
+            clear(self.spread.network)
+            added, back = self.spread.log_var_vjp(z)
+            raw, cells = torch.cat([mean, added], -1), batch[:, self.columns]
+            loss, gradient = self.part.nll_vjp(raw, cells, weight / len(batch), self.excess)
+            back(gradient[:, self.part.n_columns :], False)
             return loss
 
         at_once = WORKSPACE // width(self.model)
@@ -234,11 +233,12 @@ class SpreadFit:
         z = mode + (factor @ self._noise(N_DRAWS, *mode.shape, 1))[..., 0]  # (draws, n, k)
         with torch.no_grad():
             means = self.mean(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
+        each = N_DRAWS * width(self.model)
 
         def evaluate() -> float:
             total = 0.0
             with torch.no_grad():
-                for rows in slices(len(targets), N_DRAWS * width(self.model), WORKSPACE):
+                for rows in slices(len(targets), each, WORKSPACE):
                     raw = torch.cat([means[:, rows], self.spread.log_var(z[:, rows])], -1)
                     cells = self.part.log_prob(raw, targets[rows][:, self.columns])
                     total += float(share[rows] @ cells.sum(-1).mean(0))

@@ -185,6 +185,9 @@ class Trainer:
         The other parameters have no penalty, and the learning rate as it is.
     world : World, default=ALONE
         The processes that train copies of the module, each on rows of its own.
+    modes : bool, default=True
+        Whether the module is another one while it is trained, and has to be told: of a small one,
+        that takes as long as a step.
 
     Attributes
     ----------
@@ -201,8 +204,10 @@ class Trainer:
         max_grad_norm: float = math.inf,
         groups: Sequence[Group] = (),
         world: World = ALONE,
+        modes: bool = True,
     ) -> None:
         self.module, self.max_grad_norm, self.world = module, max_grad_norm, world
+        self.modes = modes
         groups = [*groups, Group(())]
         number = {id(p): i for i, group in enumerate(groups) for p in group.parameters}
 
@@ -368,15 +373,18 @@ class Trainer:
 
         The gradient of the last step shows in no loss.
         """
-        self.module.train()
+        if self.modes:
+            self.module.train()
         self.beside.lerp_(self.flat, NEARNESS)
         self._trade_places()
         total = self._pass_on_cpu(rows, epoch) if self.on_cpu else self._pass_on_gpu(rows, epoch)
         self.flat.lerp_(self.beside, 1 - 1 / (1 - NEARNESS))
         self._trade_places()
-        self.module.eval()
-        for tensor in self._tensors():
-            self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
+        if self.modes:
+            self.module.eval()
+        if self.world is not ALONE:
+            for tensor in self._tensors():
+                self.world.lead_(tensor)  # statistics that a module keeps; the others are equal
         self.world.sum_(total)
         # five times as fast as torch.isfinite
         finite = math.isfinite(self.flat.amin()) and math.isfinite(self.flat.amax())

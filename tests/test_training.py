@@ -187,6 +187,9 @@ def test_training_mode_within_an_epoch_alone():
     trainer.epoch(rows_of(trainer, losses))
     assert modes == [True] * 5
     assert not trainer.module.training
+    trainer.modes = False
+    trainer.epoch(rows_of(trainer, losses))
+    assert modes == [True] * 5 + [False] * 5
 
 
 # ---------------------------------------------------------------- the optimiser
