@@ -692,7 +692,9 @@ class Fit:
         """Take over the best weights, for another run to go on from."""
         n_epochs = history.best_iter
         self._keep(model, trainer, n_epochs, encoder_too)
-        self.losses, self.scores = history.losses[:n_epochs], history.scores[:n_epochs]
+        self.losses = history.losses[:n_epochs]
+        if self.settings.early_stopping:
+            self.scores = history.scores[:n_epochs]
 
     def _keep(self, model: VAE, trainer: Trainer, n_epochs: int, encoder_too: bool = True) -> None:
         """Take over weights after so many epochs more, in float64 on the CPU."""

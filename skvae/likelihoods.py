@@ -174,7 +174,8 @@ class Gaussian(nn.Module):
         if self.log is not None:
             T = np.where(self.log, _logs(T, self.log), T)
         # a tensor, so that all threads have their part; of memory that torch takes as it is
-        taken = T.flags.writeable and min(T.strides) >= 0
+        whole = all(stride >= 0 and stride % T.itemsize == 0 for stride in T.strides)
+        taken = whole and T.flags.writeable
         cells = torch.from_numpy(T if taken else T.copy())
         shifts, scale = (self.shift,), self.scale
         if T.dtype == np.float32 and self._single is not None:

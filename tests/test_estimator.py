@@ -1076,6 +1076,9 @@ def test_rows_in_any_memory_order(likelihood):
     expected = vae.transform(rows)
     np.testing.assert_array_equal(vae.transform(rows[::-1]), expected[::-1])
     np.testing.assert_allclose(vae.transform(rows[::-1][:1]), expected[-1:], atol=1e-6)
+    fields = np.zeros(2, dtype=[("name", "S1"), ("cells", "f4", (3,))])  # 13 bytes a row
+    fields["cells"] = rows[:2]
+    np.testing.assert_allclose(vae.transform(fields["cells"][1:]), expected[1:2], atol=1e-6)
     frozen = np.asfortranarray(rows)
     frozen.flags.writeable = False
     np.testing.assert_array_equal(vae.transform(frozen), expected)

@@ -254,3 +254,23 @@ def test_columns_of_another_family_that_say_nothing_change_nothing():
         beside.part.base.detach(), alone.part.base.detach(), rtol=0.0, atol=0.02
     )
     assert beside.best_score == pytest.approx(alone.best_score - math.log(2), abs=0.02)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_the_gradient_of_the_spread_is_autograds(activation):
+    network = mlp(2, 3, (8, 5), activation, 0.0, generator())
+    spread = Spread(torch.nn.Identity(), network, reach=1.0).double()
+    z = 2 * torch.randn(9, 2, generator=generator(1), dtype=torch.float64)
+    assert (z.abs() > 1).any(1).sum() > 2  # beyond reach
+    grad = torch.randn(9, 3, generator=generator(2), dtype=torch.float64)
+    expected = spread.log_var(z)
+    expected.backward(grad)
+    gradients = [p.grad.clone() for p in network.parameters()]
+    for p in network.parameters():
+        p.grad.fill_(math.nan)  # set, not added to
+    with torch.no_grad():
+        found, back = spread.log_var_vjp(z)
+        back(grad, False)
+    torch.testing.assert_close(found, expected)
+    for p, gradient in zip(network.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient)

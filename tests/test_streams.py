@@ -365,12 +365,13 @@ def test_going_on_with_a_stream(tmp_path):
 
 
 @pytest.mark.parametrize("make", [Slices, None])
-def test_infinities_are_named_by_row(make, tmp_path):
+def test_infinities_are_named_by_row(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(skvae.estimator, "WORKSPACE", 400)  # a later part of a later block
     wrong = X.copy()
-    wrong[2345, 2] = np.inf
+    wrong[2395, 2] = np.inf
     array = on_disk(tmp_path, wrong) if make is None else make(wrong)
     vae = model()
-    message = r"Column 2 of X holds inf \(row 2345\)\."
+    message = r"Column 2 of X holds inf \(row 2395\)\."
     with pytest.raises(ValueError, match=message):
         vae.fit(array)
     assert not hasattr(vae, "module_")
