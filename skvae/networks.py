@@ -24,7 +24,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from skvae.checks import check_integer, check_sizes
-from skvae.gradients import Back, gradient_of, network_vjp, through_clamp
+from skvae.gradients import Back, clear, gradient_of, network_vjp, through_clamp
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),  # no gradient needs the layer's output
@@ -371,6 +371,7 @@ class Spread(nn.Module):
 
     def log_var_vjp(self, z: Tensor) -> tuple[Tensor, Back]:
         """`log_var`, and what takes a gradient back to the network's parameters, no further."""
+        clear(self.network)
         inside, growth = self._read(z)
         out, back = network_vjp(self.network, inside)
         return out + growth, back

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .gradients import clear
 from .likelihoods import Gaussian, split_gaps
 from .networks import slices, width
 from .training import Rows, Trainer
@@ -216,7 +215,6 @@ class SpreadFit:
 
         @torch.no_grad()
         def backward(epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-            clear(self.spread.network)
             added, back = self.spread.log_var_vjp(z)
             raw, cells = torch.cat([mean, added], -1), batch[:, self.columns]
             loss, gradient = self.part.nll_vjp(raw, cells, weight / len(batch), self.excess)
