@@ -26,3 +26,25 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def lose(monkeypatch):
+    """What lets another process be lost in the nth call of a trainer's method; gives its calls."""
+    from skvae.training import History, Trainer
+
+    def patch(method, nth):
+        original, calls = getattr(Trainer, method), []
+
+        def lost(self, *args, **kwargs):
+            calls.append(method)
+            if len(calls) == nth:
+                error = ConnectionError("another one is lost")
+                error.history = History()  # as `Trainer.fit` has it
+                raise error
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Trainer, method, lost)
+        return calls
+
+    return patch

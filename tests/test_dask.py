@@ -36,7 +36,6 @@ from skvae.dask import DaskVAETransformer
 from skvae.fitting import Fit
 from skvae.member import forget, memory_limit, write
 from skvae.partitions import stage
-from skvae.training import History, Trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning"),
@@ -963,22 +962,12 @@ def test_a_worker_lost_after_the_last_epoch_costs_the_spread_alone(monkeypatch, 
 
 
 @pytest.mark.parametrize("stage, nth", [("fit", 2), ("replay", 1)])
-def test_a_worker_lost_once_training_is_over_costs_no_epoch(monkeypatch, stage, nth):
+def test_a_worker_lost_once_training_is_over_costs_no_epoch(lose, stage, nth):
     """Lost while the decoder is tried alone, or while all rows are trained on."""
-    original, calls = getattr(Trainer, stage), []
-
-    def lost(self, *args, **kwargs):
-        calls.append(stage)
-        if len(calls) == nth:
-            error = ConnectionError("another one is lost")
-            error.history = History()  # as `Trainer.fit` has it
-            raise error
-        return original(self, *args, **kwargs)
-
     X = da.from_array(CURVED, chunks=(1500, 12))
     with distributed.Client(processes=False, n_workers=1, dashboard_address=":0") as one:
         alone = DaskVAETransformer(client=one, max_iter=3, **QUICK).fit(X)
-        monkeypatch.setattr(Trainer, stage, lost)
+        calls = lose(stage, nth)
         with pytest.warns(RuntimeWarning, match="was lost during fit"):
             vae = DaskVAETransformer(client=one, max_iter=3, **QUICK).fit(X)
     assert len(calls) == nth  # and no epoch is left for another call

@@ -11,7 +11,7 @@ import skvae.fitting
 from skvae import VAETransformer
 from skvae.linear import factor_analysis, weighted_pca
 from skvae.settings import Settings
-from skvae.training import WARM_UP, History, Trainer
+from skvae.training import WARM_UP
 
 DATA = {"iris": (load_iris, 2), "wine": (load_wine, 2), "diabetes": (load_diabetes, 5)}
 UNFINISHED = pytest.mark.filterwarnings("ignore:max_iter=:sklearn.exceptions.ConvergenceWarning")
@@ -320,36 +320,25 @@ def test_the_encoder_leaves_the_start_where_it_pays(noise):
     assert np.abs(vae.transform(X) - linear.transform(X)).max() > 0.05
 
 
-def lost(vae, X, method, nth, monkeypatch):
-    """What is left of a fit that another process leaves in the nth call of a trainer's method."""
-    original, calls = getattr(Trainer, method), []
-
-    def leave(self, *args, **kwargs):
-        calls.append(method)
-        if len(calls) == nth:
-            error = ConnectionError("another one is lost")
-            error.history = History()  # as `Trainer.fit` has it
-            raise error
-        return original(self, *args, **kwargs)
-
+def left(vae, X):
+    """What is left of a fit that loses another process."""
     rows = vae._rows(X, None, reset=True, enough=2)
     fit = vae._fresh(Settings.checked(vae.get_params(deep=False)))
-    with monkeypatch.context() as patch, pytest.raises(ConnectionError, match="another one"):
-        patch.setattr(Trainer, method, leave)
+    with pytest.raises(ConnectionError, match="another one is lost"):
         fit.run(rows, lambda *told: False, go_on=False)
     return fit
 
 
 @pytest.mark.parametrize("stage", ["trial", "replay"])
-def test_training_that_is_over_outlasts_a_lost_process(stage, monkeypatch):
+def test_training_that_is_over_outlasts_a_lost_process(stage, lose):
     """The best weights are left, and whose they are: after the trial, those of the linear encoder.
 
     On the way to them are fewer epochs than were trained for.
     """
     X, k = load_diabetes().data, 2
     vae = VAETransformer(k, noise="homoscedastic", max_iter=40, n_iter_no_change=8, random_state=0)
-    call = {"trial": ("fit", 2), "replay": ("replay", 1)}[stage]
-    fit = lost(vae, X, *call, monkeypatch)
+    lose(*{"trial": ("fit", 2), "replay": ("replay", 1)}[stage])
+    fit = left(vae, X)
     n = fit.n_epochs
     assert len(fit.losses) == len(fit.scores) == n > 0
     assert fit.scores[-1] == max(fit.scores)
@@ -367,8 +356,9 @@ def test_training_that_is_over_outlasts_a_lost_process(stage, monkeypatch):
         assert not fit.linear_encoder
 
 
-def test_a_lost_process_leaves_no_scores_where_no_rows_are_held_out(monkeypatch):
-    fit = lost(small(early_stopping=False), correlated(), "epoch", 3, monkeypatch)
+def test_a_lost_process_leaves_no_scores_where_no_rows_are_held_out(lose):
+    lose("epoch", 3)
+    fit = left(small(early_stopping=False), correlated())
     assert 0 < fit.n_epochs == len(fit.losses)
     assert fit.scores == []
 
