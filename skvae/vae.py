@@ -21,6 +21,7 @@ from skvae.gradients import (
     through_clamp,
 )
 
+CELLS = 2**20  # of so many points' parameters at once, where a row has many columns
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
 
@@ -412,7 +413,7 @@ class VAE(nn.Module):
         if draws is None:
             log_laplace = -0.5 * (wide.square() + math.log(2 * math.pi)).sum(-1)  # (m,)
             log_share = 0.5 * (points.square() - wide.square()).sum(-1)
-            log_weights = self.log_joint(z, targets, sized) + log_det - log_laplace[:, None]
+            log_weights = self._log_joint(z, targets, sized) + log_det - log_laplace[:, None]
             return z, log_weights, log_share - log_share.logsumexp(0)
         z = torch.cat([z, draws[:, None].expand(-1, len(mode), -1)])
         m = len(z)
@@ -424,7 +425,15 @@ class VAE(nn.Module):
             self.prior.log_prob(z) + math.log(len(draws) / m),
         )
         log_share = z.new_full((m,), -math.log(m))
-        return z, self.log_joint(z, targets, sized) - log_density, log_share
+        return z, self._log_joint(z, targets, sized) - log_density, log_share
+
+    def _log_joint(self, z: Tensor, targets: Tensor, sized: bool) -> Tensor:
+        """`log_joint` of z, (m, n, n_components), so many points at a time that arrays stay small.
+
+        One row of 20,000 columns at 256 points would else be 40 MiB, times all that is made of it.
+        """
+        at_once = max(1, CELLS // max(1, len(targets) * self.likelihood.n_params))
+        return torch.cat([self.log_joint(part, targets, sized) for part in z.split(at_once)])
 
     def log_prob(self, targets: Tensor, points: Tensor, draws: Tensor | None = None) -> Tensor:
         """Importance-weighted bound of log p(x), nats in standardised units: (n,).

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal, norm, qmc
 
+import skvae.vae
 from skvae import VAETransformer
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial
 from skvae.networks import Completion, WithLinear, mlp, silence
@@ -455,6 +456,21 @@ def test_log_prob_is_the_log_of_the_mean_weight():
     assert log_weights.shape == (16, 5)
     torch.testing.assert_close(log_prob, (share @ log_weights.exp()).log())
     assert (share @ log_weights < log_prob).all()  # mean log w <= log mean w
+
+
+@pytest.mark.parametrize("draws", [None, randn(3, 1, seed=5)])
+def test_points_in_parts_say_the_same(draws, monkeypatch):
+    vae, targets, points = curved_model(), randn(5, 2, seed=3), randn(16, 1, seed=4)
+    with torch.no_grad():
+        expected = vae.log_prob(targets, points, draws)
+        log_joint, n_points = vae.log_joint, []
+        monkeypatch.setattr(
+            vae, "log_joint", lambda z, *more: (n_points.append(len(z)), log_joint(z, *more))[1]
+        )
+        monkeypatch.setattr(skvae.vae, "CELLS", 4 * 5 * vae.likelihood.n_params)
+        found = vae.log_prob(targets, points, draws)
+    assert sum(n == 4 for n in n_points) >= 4
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_bound_holds_over_scramblings():
