@@ -34,7 +34,7 @@ from .diagnostics import ACTIVE_KL, efficiency, explained_share, moments, summar
 from .families import COUNTS, gaussian_part, support
 from .fitting import AnyRows, Fit, OnEpoch
 from .likelihoods import Gaussian
-from .networks import Spread, slices, width
+from .networks import Spread, recast, slices, width
 from .onnx import write
 from .priors import StandardNormal
 from .rows import DistinctRows, StreamedRows
@@ -1191,7 +1191,8 @@ class VAETransformer(
         if dtype == np.float64:
             return self.module_
         with torch.inference_mode(False):
-            return copy.deepcopy(self.module_).to(_torch_dtype(dtype))
+            module: VAE = recast(self.module_, _torch_dtype(dtype))
+            return module
 
     def _targets(self, T: columns.Floats, width: int) -> Iterator[tuple[slice, Tensor]]:
         """Slices of T and their targets, float64."""

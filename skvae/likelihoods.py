@@ -306,7 +306,7 @@ class Gaussian(nn.Module):
     ) -> Tensor:
         mean = self.location(raw)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        return mean + (0.5 * self.log_var(raw)).exp() * noise
+        return torch.addcmul(mean, (0.5 * self.log_var(raw)).exp(), noise)
 
 
 def _logs(T: Floats, chosen: NDArray[np.bool_]) -> Floats:

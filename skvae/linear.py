@@ -359,13 +359,11 @@ def factor_analysis(S: Covariance, n_components: int, floor: float) -> Tensor:
     variance = S.diagonal()
 
     def loss(log_noise: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        log_noise_t = torch.from_numpy(log_noise.copy())
-        scale = (-0.5 * log_noise_t).exp()
-        values, vectors, rest = _leading(S, scale, k)
+        precision = torch.from_numpy(-log_noise).exp_()
+        values, vectors, rest = _leading(S, precision.sqrt(), k)
         top = values.clamp_min(1.0)
-        value = log_noise_t.sum() + (top.log() + values / top).sum() + rest
-        communality = (vectors.square() * (top - 1)).sum(1) * log_noise_t.exp()
-        gradient = 1 - (variance - communality) / log_noise_t.exp()
+        value = (top.log() + values / top).sum() + rest + log_noise.sum()
+        gradient = 1 - variance * precision + vectors.square() @ (top - 1)
         return 0.5 * float(value), 0.5 * gradient.numpy()
 
     low = 2 * math.log(floor)

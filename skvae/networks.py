@@ -249,10 +249,13 @@ class WithLinear(nn.Module):
         out: Tensor = self.network(near)  # (n, n_out)
         if self.gate is not None:
             out = self.gate * out
-        out = out + self.bias
         n_linear = len(self.weight)
-        reached = torch.addmm(out[:, :n_linear], x, self.weight.T)
-        return reached if n_linear == out.shape[1] else torch.cat([reached, out[:, n_linear:]], 1)
+        # the network's output may be remembered elsewhere: what is added to is this one
+        reached = nn.functional.linear(x, self.weight, self.bias[:n_linear])
+        reached.add_(out[:, :n_linear])
+        if n_linear == len(self.bias):
+            return reached
+        return torch.cat([reached, out[:, n_linear:] + self.bias[n_linear:]], 1)
 
     @property
     def vjp(self) -> Callable[[Tensor], tuple[Tensor, Back]] | None:
@@ -277,6 +280,46 @@ class WithLinear(nn.Module):
             return inner.addmm_(through, weight)
 
         return out, back
+
+
+def recast(module: Any, dtype: torch.dtype) -> Any:
+    """A copy of a module in this dtype, as `deepcopy` and `to` make it, at a fraction of the cost.
+
+    It shares the memory of tensors that are in this dtype already.
+    """
+    return _copied(module, {}).to(dtype)
+
+
+def _copied(module: nn.Module, known: dict[int, Any]) -> Any:
+    """A deep copy of a module but for the memory of its tensors; ``known`` as in `deepcopy`."""
+    if id(module) in known:
+        return known[id(module)]
+    kind = type(module)
+    if not kind.__module__.startswith(("skvae.", "torch.nn.modules.")):
+        return copy.deepcopy(module, known)  # which may have its own idea of a copy
+    new = known[id(module)] = kind.__new__(kind)
+
+    def parameter(given: nn.Parameter | None) -> nn.Parameter | None:
+        if given is not None and id(given) not in known:
+            known[id(given)] = nn.Parameter(given.detach(), given.requires_grad)
+        return None if given is None else known[id(given)]
+
+    parts: dict[str, Any] = {
+        "_parameters": {name: parameter(each) for name, each in module._parameters.items()},
+        "_buffers": dict(module._buffers),
+        "_modules": {
+            name: None if each is None else _copied(each, known)
+            for name, each in module._modules.items()
+        },
+    }
+    for name, value in vars(module).items():
+        if name in parts:
+            continue
+        # a module has a dozen dictionaries for hooks, which are empty: most of what deepcopy does
+        empty = isinstance(value, dict | set) and not value
+        parts[name] = value.copy() if empty else copy.deepcopy(value, known)
+    new.__dict__.update(parts)
+    return new
 
 
 def width(network: nn.Module) -> int:

@@ -159,10 +159,10 @@ class DistinctRows:
         key = np.zeros(len(kept), dtype=np.uint64)
         for which in self.column_blocks(range(self.n_columns)):
             cells = np.asfortranarray(_canonical(self.schema.encode(self._by_column, which)))
-            for j, column in zip(which, cells.T, strict=True):
-                if check is not None:
+            if check is not None:
+                for j, column in zip(which, cells.T, strict=True):
                     check(j, column)
-                _mix(key, column if len(kept) == len(column) else column[kept])
+            _mix(key, cells if len(kept) == len(cells) else np.asfortranarray(cells[kept]))
         # splitmix64's finaliser
         key ^= key >> np.uint64(30)
         key *= np.uint64(0xBF58476D1CE4E5B9)
@@ -277,15 +277,16 @@ def _canonical(T: Floats) -> Floats:
     return T
 
 
-def _mix(key: NDArray[np.uint64], column: Floats) -> None:
-    """Take a column into the rows' hashes."""
-    _, exponent = np.frexp(np.fmax.reduce(np.abs(column), initial=0.0))
-    # quicker where the power of two is itself a normal number, and as exact
-    near = abs(exponent) < 1000
-    scaled = column * np.ldexp(1.0, -exponent) if near else np.ldexp(column, -exponent)
-    key *= np.uint64(0x9E3779B97F4A7C15)
-    key += scaled.view(np.uint64)
-    key ^= key >> np.uint64(29)
+def _mix(key: NDArray[np.uint64], cells: Floats) -> None:
+    """Take columns, (n_rows, n_columns), into the rows' hashes, one after the other."""
+    _, exponent = np.frexp(np.fmax.reduce(np.abs(cells), axis=0, initial=0.0))
+    # quicker where powers of two are themselves normal numbers, and as exact
+    near = (np.abs(exponent) < 1000).all()
+    scaled = cells * np.ldexp(1.0, -exponent) if near else np.ldexp(cells, -exponent)
+    for column in scaled.T:
+        key *= np.uint64(0x9E3779B97F4A7C15)
+        key += column.view(np.uint64)
+        key ^= key >> np.uint64(29)
 
 
 def location_and_scale(T: Floats, weights: Floats, world: World = ALONE) -> tuple[Floats, Floats]:

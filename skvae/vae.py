@@ -21,7 +21,7 @@ from skvae.gradients import (
     through_clamp,
 )
 
-CELLS = 2**20  # of so many points' parameters at once, where a row has many columns
+CELLS = 2**18  # of so many points' parameters at once, where a row has many columns
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
 
@@ -289,7 +289,9 @@ class VAE(nn.Module):
         """
         z = (self.posterior(targets)[0] if start is None else start).detach()
         for _ in range(n_steps):
-            gradient, precision = self._curvature(z, targets)
+            around = self._around(z)
+            gradient = self._gradient(z, targets, *around)
+            precision = self._precision(z, targets, *around)
             # singular only where numbers are beyond their precision: such a row stays put
             step = torch.linalg.solve_ex(precision, gradient)[0].nan_to_num(0.0, 0.0, 0.0)
             # (5, n, n_components): the first candidate that is best wins, staying put included
@@ -297,36 +299,43 @@ class VAE(nn.Module):
             candidates = z + sizes * step
             best = self.log_joint(candidates, targets).nan_to_num(-math.inf).argmax(0)
             z = candidates[best, torch.arange(len(z))]
-        _, precision = self._curvature(z, targets)
+        precision = self._precision(z, targets, *self._around(z))
         # not finite only where the row is: its log-density is then not finite either
         lower, _ = torch.linalg.cholesky_ex(precision)
         eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand_as(lower)
         return z, torch.linalg.solve_triangular(lower.mT, eye, upper=True)
 
-    def _curvature(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient (n, k) of log p(x, z) and its Gauss-Newton precision (n, k, k) at z."""
+    def _around(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw parameters at z, (n, n_params), and their Jacobian, (n, k, n_params)."""
         n, k = z.shape
-        eye = torch.eye(k, dtype=z.dtype, device=z.device)
-        known = getattr(self.prior, "precision", None)
-        prior_precision = eye if known is None else known(z).diag_embed()
         # Forward differences, not autograd: they ask nothing of a user's decoder, and cost k more
         # rows. An error in J only widens the proposal's mismatch, never the bound's validity.
         h = math.sqrt(torch.finfo(z.dtype).eps)
-        shifted = torch.cat([z[:, None], z[:, None] + h * eye], 1)  # (n, 1 + k, k)
+        steps = h * torch.eye(k, dtype=z.dtype, device=z.device)
+        shifted = torch.cat([z[:, None], z[:, None] + steps], 1)  # (n, 1 + k, k)
         raw = self.decoder(shifted.reshape(-1, k)).reshape(n, 1 + k, -1)
-        jacobian = (raw[:, 1:] - raw[:, :1]) / h  # (n, k, n_params)
+        return raw[:, 0], (raw[:, 1:] - raw[:, :1]) / h
+
+    def _precision(self, z: Tensor, targets: Tensor, raw: Tensor, jacobian: Tensor) -> Tensor:
+        """Gauss-Newton precision of log p(x, z) at z: (n, k, k)."""
+        known = getattr(self.prior, "precision", None)
+        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        root = self.likelihood.whiten(raw, jacobian, targets)  # (n, k, n_params)
+        out: Tensor = (eye if known is None else known(z).diag_embed()) + root @ root.mT
+        return out
+
+    def _gradient(self, z: Tensor, targets: Tensor, raw: Tensor, jacobian: Tensor) -> Tensor:
+        """Gradient of log p(x, z) at z: (n, k)."""
         with torch.inference_mode(False), torch.enable_grad():
             # copies: what was made in torch's inference mode has no gradients
-            leaf = raw[:, 0].detach().clone().requires_grad_()
+            leaf = raw.detach().clone().requires_grad_()
             cells = self.likelihood.log_prob(leaf, targets.clone()).sum()
             (score,) = torch.autograd.grad(cells, leaf)
             leaf = z.detach().clone().requires_grad_()
             # zero times z: a prior may be flat
             log_prior = self.prior.log_prob(leaf).sum() + 0.0 * leaf.sum()
             (prior_score,) = torch.autograd.grad(log_prior, leaf)
-        gradient = (jacobian @ score[..., None])[..., 0] + prior_score
-        root = self.likelihood.whiten(raw[:, 0], jacobian, targets)  # (n, k, n_params)
-        return gradient, prior_precision + root @ root.mT
+        return (jacobian @ score[..., None])[..., 0] + prior_score
 
     def move(self, z: Tensor, targets: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
         """Steps of elliptical slice sampling from z, each (n, k), that leave p(z | x) as it is.

@@ -87,7 +87,7 @@ def test_the_star():
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
     wanted |= {"checks", "settings", "priors", "diagnostics", "saving", "onnx"}
     assert set(estimator) <= wanted
-    assert estimator.get("networks", set()) <= {"Spread", "slices", "width"}
+    assert estimator.get("networks", set()) <= {"Spread", "recast", "slices", "width"}
     assert set(imports("imputer")) == {"estimator", "columns", "saving"}
     assert set(imports("outlier")) == {"estimator", "checks", "saving"}
     assert set(imports("latent")) == set(imports("drawing")) == {"checks"}

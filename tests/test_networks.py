@@ -19,6 +19,7 @@ from skvae.networks import (
     by_columns,
     linear_layer,
     mlp,
+    recast,
     silence,
     silence_fresh,
 )
@@ -97,6 +98,85 @@ def test_matrices_lie_by_columns():
         matrices = [p for p in module.parameters() if p.dim() == 2]
         assert matrices
         assert all(p.t().is_contiguous() for p in matrices)
+
+
+class Own(nn.Module):
+    """A user's module, which refers to its parts in ways that torch knows nothing of."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=F64))
+        self.tied, self.unlisted = tied, (tied,)
+
+    def forward(self, x):
+        return self.scale * self.unlisted[0](x)
+
+
+def test_recast_is_a_deep_copy_in_another_dtype():
+    shared = linear_layer(3, 3, generator()).to(F64)
+    shared.register_forward_hook(lambda module, given, out: out + 1.0)
+    recurrent = nn.GRU(3, 3, dtype=F64)
+    batch_norm = nn.BatchNorm1d(3, dtype=F64).eval()
+    batch_norm.running_mean += 0.5
+    network = nn.Sequential(net(3, 3, activation="tanh"), shared, nn.Tanh(), Own(shared), shared)
+    module = nn.Sequential(WithLinear(randn(3, 3), randn(3), network, gate=True), batch_norm)
+    with torch.no_grad():
+        module[0].gate.fill_(0.5)
+    x = randn(5, 3, seed=4)
+    before = copy.deepcopy(module.state_dict())
+
+    found, expected = recast(module, torch.float32), copy.deepcopy(module).to(torch.float32)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+        assert found.state_dict()[name].stride() == value.stride()
+        assert found.state_dict()[name].dtype == value.dtype
+    assert torch.equal(found(x.float()), expected(x.float()))
+    assert not torch.equal(expected(x.float()), expected(x.float() + 1))
+    assert not any(m.training for m in found[1].modules())
+
+    # one layer in three places stays one, also where torch does not know of it
+    inside = found[0].network
+    assert inside[1] is inside[4] is inside[3].tied is inside[3].unlisted[0]
+    assert inside[1] is not shared
+
+    # and the original is as it was, whatever becomes of the copy
+    with torch.no_grad():
+        for value in (*found.parameters(), *found.buffers()):
+            value.zero_()
+    for name, value in module.state_dict().items():
+        assert value.dtype == before[name].dtype
+        if value.is_floating_point():
+            assert torch.equal(value, before[name])
+
+    many = recast(recurrent, torch.float32)
+    assert torch.equal(many(x.float())[0], copy.deepcopy(recurrent).float()(x.float())[0])
+    assert recurrent(x)[0].dtype == F64
+
+
+def test_recast_leaves_parts_in_their_places():
+    """A prior that is made of the encoder refers to that of the copy."""
+    X = np.random.default_rng(0).normal(size=(60, 5))
+    vae = VAETransformer(2, prior="vamp", hidden_layer_sizes=(8,), max_iter=0, random_state=0)
+    module = vae.fit(X).module_
+    copied = recast(module, torch.float32)
+    assert copied.prior._encoder[0] is copied.encoder
+    assert module.prior._encoder[0] is module.encoder
+    assert {p.dtype for p in module.parameters()} == {F64}
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
+
+
+def test_what_a_network_says_is_not_written_to():
+    """A hook may keep it."""
+    kept = []
+    network = net(3, 4)
+    network.register_forward_hook(lambda module, given, out: kept.append(out))
+    x = randn(6, 3, seed=3)
+    with torch.no_grad():
+        for n_linear in (2, 4):
+            WithLinear(randn(n_linear, 3), randn(4), network)(x)
+        expected = network(x)
+    assert torch.equal(kept[0], expected)
+    assert torch.equal(kept[1], expected)
 
 
 def test_silence_keeps_the_hidden_layers():
