@@ -101,7 +101,10 @@ def interval_score(model: VAETransformer, X: np.ndarray) -> float:
     targets = torch.tensor(fitted.likelihood.standardize(X))
     points = torch.tensor(_normal_points(N_POINTS, model.n_components, 0))
     with torch.no_grad():
-        found = [module.log_prob(part, points, n_steps=6) for part in targets.split(20)]
+        found = [
+            module.log_prob(part, points, posterior=module.laplace(part, n_steps=6))
+            for part in targets.split(20)
+        ]
     return float(torch.cat(found).mean())
 
 

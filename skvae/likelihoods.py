@@ -219,11 +219,15 @@ class Gaussian(nn.Module):
 
     def log_var(self, raw: Tensor) -> Tensor:
         """Log-variances, standardised units: (..., n_columns), or (n_columns,) if constant."""
-        return bound(self._unbounded(raw), self.low, self.high)
+        return bound(self._unbounded(self._added(raw)), self.low, self.high)
 
-    def _unbounded(self, raw: Tensor) -> Tensor:
+    def _added(self, raw: Tensor) -> Tensor | None:
+        """What the decoder adds to log-variances."""
+        return raw[..., self.n_columns :] if self.varies else None
+
+    def _unbounded(self, added: Tensor | None) -> Tensor:
         log_var = self.base + self.common
-        return log_var + raw[..., self.n_columns :] if self.varies else log_var
+        return log_var if added is None else log_var + added
 
     def location(self, raw: Tensor) -> Tensor:
         """Mean of the targets: (..., n_columns)."""
@@ -236,21 +240,46 @@ class Gaussian(nn.Module):
         cells = torch.addcmul(-0.5 * (LOG_2PI + log_var), error, error, value=-0.5)
         return _masked(cells, observed)
 
-    def nll_vjp(
-        self, raw: Tensor, targets: Tensor, weights: Tensor, more: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """``more``, (n_columns,), is added to the squared error of every cell."""
+    def nll_vjp(self, raw: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         targets, observed = split_gaps(targets)
-        value = self._unbounded(raw)
+        value = self._unbounded(self._added(raw))
         log_var = value.clamp(self.low, self.high)
         root = (-0.5 * log_var).exp()  # of the precision
         error = (self.location(raw) - targets).mul_(root)  # in units of sigma
         if observed is not None:
             error.mul_(observed)
-        square = error.square()
-        if more is not None:
-            square.addcmul_(more, root.square())
+        nll, to_log_var = self._log_var_vjp(error.square(), value, log_var, weights, observed)
         to_raw = error.mul_(root).mul_(weights[:, None])
+        if self.varies:
+            to_raw = torch.cat([to_raw, to_log_var], -1)
+        return nll, to_raw
+
+    def spread_log_prob(self, added: Tensor, square: Tensor) -> Tensor:
+        """Log-densities of cells by their squared errors, given what is added to log-variances."""
+        log_var = self._unbounded(added).clamp(self.low, self.high)
+        return torch.addcmul(-0.5 * (LOG_2PI + log_var), square, (-log_var).exp(), value=-0.5)
+
+    def spread_vjp(
+        self, added: Tensor, square: Tensor, weights: Tensor, observed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`nll_vjp` of squared errors, and its gradient with respect to ``added``: means stay."""
+        value = self._unbounded(added)
+        log_var = value.clamp(self.low, self.high)
+        square = (-log_var).exp_().mul_(square)
+        return self._log_var_vjp(square, value, log_var, weights, observed)
+
+    def _log_var_vjp(
+        self,
+        square: Tensor,
+        value: Tensor,
+        log_var: Tensor,
+        weights: Tensor,
+        observed: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of squared errors in units of sigma, and its gradient to log-variances.
+
+        Those of their parameters are set.
+        """
         half = 0.5 * weights
         if self.varies:  # these two are of the shape of log_var, or broadcast to it
             half = half[:, None]
@@ -260,16 +289,13 @@ class Gaussian(nn.Module):
             each = half.sum() if observed is None else half @ observed
             squares = half @ square
         nll = torch.addcmul(squares, each, log_var + LOG_2PI).sum()
-        learned = [p for p in (self.base, self.common) if p.requires_grad]
-        if learned or self.varies:
-            to_log_var = _inwards(each - squares, value, log_var)
-            for parameter in learned:
+        to_log_var = _inwards(each - squares, value, log_var)
+        for parameter in (self.base, self.common):
+            if parameter.requires_grad:
                 whole = to_log_var.shape == parameter.shape
                 own = to_log_var if whole else to_log_var.sum_to_size(parameter.shape)
                 gradient_of(parameter).copy_(own)
-            if self.varies:
-                to_raw = torch.cat([to_raw, to_log_var], -1)
-        return nll, to_raw
+        return nll, to_log_var
 
     def whiten(self, raw: Tensor, jacobian: Tensor, targets: Tensor) -> Tensor:
         root = (-0.5 * self.log_var(raw)).exp().expand(self.location(raw).shape)

@@ -91,8 +91,10 @@ class SpreadFit:
         self.spread = model.decoder
         self.goes_on = excess is not None
         self.excess = torch.zeros(part.n_columns) if excess is None else excess
-        self.modes: Tensor | None = None  # of the rows, as they were last found
         self.points = self._noise(64, model.n_components)
+        # modes, as they were last found, of the rows; and modes and factors of the held-out ones
+        self.modes: Tensor | None = None
+        self.posterior: tuple[Tensor, Tensor] | None = None
         self.moving = nn.ModuleList([self.spread.network, self.part])
         self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), -math.inf
         self.best_rows = torch.zeros(len(others))
@@ -112,7 +114,7 @@ class SpreadFit:
         finished = True
         try:
             if self.goes_on:
-                self._note_errors(self.rows)
+                self.modes = self._note_errors(self.rows)
             else:
                 self._judge()
                 self._fit_variances()
@@ -145,20 +147,28 @@ class SpreadFit:
         """Keep the present spread if the held-out rows' density is the best so far."""
         score, log_prob = math.inf, self.best_rows
         if len(self.others):
+            targets, each = self.others.targets, width(self.model) * len(self.points)
+            start = None if self.posterior is None else self.posterior[0]
+            mode, factor = self.posterior = posteriors(self.model, targets, start)
             with torch.no_grad():
-                targets, each = self.others.targets, width(self.model) * len(self.points)
-                batches = (targets[rows] for rows in slices(len(targets), each, WORKSPACE, 64))
-                log_prob = torch.cat([self.model.log_prob(b, self.points) for b in batches])
+                found = [
+                    self.model.log_prob(
+                        targets[rows], self.points, posterior=(mode[rows], factor[rows])
+                    )
+                    for rows in slices(len(targets), each, WORKSPACE, 64)
+                ]
+            log_prob = torch.cat(found)
             score = float((self.others.share * log_prob).sum())
         if score > self.best_score or not len(self.others):
             self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), score
             self.best_rows = log_prob
 
-    def _note_errors(self, sample: Sample) -> None:
-        """Take the largest errors at the modes into account."""
+    def _note_errors(self, sample: Sample) -> Tensor:
+        """Take the largest errors at the modes into account, and return these."""
         mode, _ = posteriors(self.model, sample.targets)
         with torch.no_grad():
             self._note(sample, mode)
+        return mode
 
     def mean(self, z: Tensor) -> Tensor:
         """Of these columns, (..., n_columns)."""
@@ -191,7 +201,7 @@ class SpreadFit:
                     moment += self._note(some, z) / N_DRAWS
                 moment /= seen.clamp_min(1e-12)
                 base.copy_((moment + self.excess).clamp_min(self.floor**2).log())
-            mode, factor = posteriors(self.constant, targets, mode, 1)
+            mode, factor = posteriors(self.constant, targets, mode)
         if len(self.others):
             self._note_errors(self.others)
             with torch.no_grad():
@@ -199,47 +209,56 @@ class SpreadFit:
 
     def _training_rows(self, batch_size: int) -> Rows:
         """The rows at draws from their posteriors under the present spread."""
-        targets, weights = self.rows.targets, self.rows.share * len(self.rows)
-        mode, factor = posteriors(self.model, targets, self.modes, 1)
+        n_rows = len(self.rows)
+        mode, factor = posteriors(self.model, self.rows.targets, self.modes, 1)
         self.modes = mode
         with torch.no_grad():
             self._note(self.rows, mode)
-
-        def gather(order: Tensor) -> tuple[Tensor, ...]:
-            center, root, *rest = (
-                tensor.index_select(0, order) for tensor in (mode, factor, targets, weights)
-            )
-            z = center + (root @ self._noise(len(order), mode.shape[1], 1))[..., 0]
-            with torch.no_grad():
-                return *rest, z, self.mean(z)
+        cells, observed = split_gaps(self.rows.targets[:, self.columns])
+        stored = [mode, factor, self.rows.share * n_rows, cells]
+        stored += [] if observed is None else [observed]
 
         @torch.no_grad()
-        def backward(epoch: int, batch: Tensor, weight: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+        def gather(order: Tensor) -> tuple[Tensor, ...]:
+            center, root, weight, *rest = (tensor.index_select(0, order) for tensor in stored)
+            z = center + (root @ self._noise(len(order), mode.shape[1], 1))[..., 0]
+            square = (rest[0] - self.mean(z)).square_()
+            if len(rest) > 1:
+                square *= rest[1]
+            square += self.excess
+            return square, weight, z, *rest[1:]
+
+        @torch.no_grad()
+        def backward(
+            epoch: int, square: Tensor, weight: Tensor, z: Tensor, observed: Tensor | None = None
+        ) -> Tensor:
             added, back = self.spread.log_var_vjp(z)
-            raw, cells = torch.cat([mean, added], -1), batch[:, self.columns]
-            loss, gradient = self.part.nll_vjp(raw, cells, weight / len(batch), self.excess)
-            back(gradient[:, self.part.n_columns :], False)
+            loss, gradient = self.part.spread_vjp(added, square, weight / len(z), observed)
+            back(gradient, False)
             return loss
 
         at_once = WORKSPACE // width(self.model)
-        return Rows.stored(len(targets), gather, backward, batch_size, self.generator, at_once)
+        return Rows.stored(n_rows, gather, backward, batch_size, self.generator, at_once)
 
     def _evaluation(self) -> Callable[[], float]:
-        """Held-out expected log-likelihood, at fixed draws from the present posteriors."""
-        targets, share = self.others.targets, self.others.share
-        mode, factor = posteriors(self.model, targets)
+        """Held-out expected log-likelihood, at fixed draws from the posteriors last judged by."""
+        assert self.posterior is not None
+        share, (mode, factor) = self.others.share, self.posterior
+        cells, observed = split_gaps(self.others.targets[:, self.columns])
         z = mode + (factor @ self._noise(N_DRAWS, *mode.shape, 1))[..., 0]  # (draws, n, k)
         with torch.no_grad():
             means = self.mean(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
+            square = (cells - means).square_()  # (draws, n, n_columns)
         each = N_DRAWS * width(self.model)
 
         def evaluate() -> float:
             total = 0.0
             with torch.no_grad():
-                for rows in slices(len(targets), each, WORKSPACE):
-                    raw = torch.cat([means[:, rows], self.spread.log_var(z[:, rows])], -1)
-                    cells = self.part.log_prob(raw, targets[rows][:, self.columns])
-                    total += float(share[rows] @ cells.sum(-1).mean(0))
+                for rows in slices(len(cells), each, WORKSPACE):
+                    added = self.spread.log_var(z[:, rows])
+                    found = self.part.spread_log_prob(added, square[:, rows])
+                    found = found if observed is None else found * observed[rows]
+                    total += float(share[rows] @ found.sum(-1).mean(0))
             return total
 
         return evaluate
@@ -249,10 +268,15 @@ class SpreadFit:
 
 
 def posteriors(
-    model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int = 2
+    model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
+    """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k).
+
+    Two steps from the encoder's means, or one from where modes were found before.
+    """
     parts = []
+    if n_steps is None:
+        n_steps = 2 if start is None else 1
     with torch.no_grad():
         each = width(model) * (model.n_components + 1)
         for rows in slices(len(targets), each, WORKSPACE, 128):

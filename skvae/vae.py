@@ -378,7 +378,12 @@ class VAE(nn.Module):
         return z
 
     def log_weights(
-        self, targets: Tensor, points: Tensor, draws: Tensor | None = None, sized: bool = False
+        self,
+        targets: Tensor,
+        points: Tensor,
+        draws: Tensor | None = None,
+        sized: bool = False,
+        posterior: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, their log importance weights, and the log share of each point.
 
@@ -401,6 +406,8 @@ class VAE(nn.Module):
             Of the prior; the same for every row. m counts them, too, below.
         sized : bool, default=False
             See `log_joint`.
+        posterior : pair of Tensors or None, default=None
+            What `laplace` returns, where it is known.
 
         Returns
         -------
@@ -413,7 +420,7 @@ class VAE(nn.Module):
         Veach and Guibas, "Optimally Combining Sampling Techniques for Monte Carlo Rendering",
         SIGGRAPH 1995 (the balance heuristic).
         """
-        mode, factor = self.laplace(targets)
+        mode, factor = self.laplace(targets) if posterior is None else posterior
         k = points.shape[1]
         width = math.sqrt(1 + 8 / k**1.5)
         wide = width * points
@@ -444,12 +451,18 @@ class VAE(nn.Module):
         at_once = max(1, CELLS // max(1, len(targets) * self.likelihood.n_params))
         return torch.cat([self.log_joint(part, targets, sized) for part in z.split(at_once)])
 
-    def log_prob(self, targets: Tensor, points: Tensor, draws: Tensor | None = None) -> Tensor:
+    def log_prob(
+        self,
+        targets: Tensor,
+        points: Tensor,
+        draws: Tensor | None = None,
+        posterior: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Importance-weighted bound of log p(x), nats in standardised units: (n,).
 
-        Exactly zero of rows without any cell.
+        Of what `log_weights` says. Exactly zero of rows without any cell.
         """
-        _, log_weights, log_share = self.log_weights(targets, points, draws)
+        _, log_weights, log_share = self.log_weights(targets, points, draws, posterior=posterior)
         empty = targets.isnan().all(-1)
         return (log_weights + log_share[:, None]).logsumexp(0).masked_fill(empty, 0.0)
 

@@ -403,6 +403,33 @@ def test_nll_vjp_is_autograds(likelihood, spreads, gaps):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("base", [0.0, -60.0, 60.0])
+def test_spreads_alone_are_of_squared_errors(base, gaps):
+    """As the whole likelihood is, where means are no function of anything."""
+    likelihood = Gaussian(np.zeros(3), np.ones(3), torch.full((3,), base, dtype=F64), varies=True)
+    raw, targets = raw_for(likelihood, 6), targets_for(likelihood, 6)
+    observed = None
+    if gaps:
+        targets, _ = with_gaps(targets)
+        observed = (~targets.isnan()).to(F64)
+    mean, added = raw.chunk(2, -1)
+    square = (targets - mean).square().nan_to_num(0.0)
+    weights = torch.linspace(0.5, 2.0, 6, dtype=F64)
+    with torch.no_grad():
+        nll, gradient = likelihood.nll_vjp(raw, targets, weights)
+        expected = likelihood.base.grad.clone()
+        likelihood.base.grad.fill_(math.nan)  # set, not added to
+        found, to_added = likelihood.spread_vjp(added, square, weights, observed)
+        cells = likelihood.spread_log_prob(added, square)
+        by_cell = likelihood.log_prob(raw, targets)
+    torch.testing.assert_close(found, nll, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(to_added, gradient[:, 3:], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(likelihood.base.grad, expected, rtol=1e-12, atol=1e-12)
+    cells = cells if observed is None else cells * observed
+    torch.testing.assert_close(cells, by_cell, rtol=1e-12, atol=1e-12)
+
+
 def test_draws_follow_the_density(likelihood):
     n = 20_000
     raw, generator = raw_for(likelihood), torch.Generator().manual_seed(0)

@@ -101,6 +101,17 @@ def test_importance_weights_of_a_linear_model_are_constant():
     torch.testing.assert_close(log_weights, exact.expand(10, -1), rtol=0.0, atol=1e-6)
 
 
+def test_a_posterior_that_is_known_is_not_looked_for():
+    vae, *_ = linear_model()
+    targets, points = 2 * randn(6, 5, seed=3), randn(10, 2, seed=4)
+    with torch.no_grad():
+        mode, factor = vae.laplace(targets)
+        expected = vae.log_prob(targets, points)
+        assert torch.equal(vae.log_prob(targets, points, posterior=(mode, factor)), expected)
+        z, *_ = vae.log_weights(targets, points, posterior=(mode + 3.0, factor))
+        torch.testing.assert_close(z - 3.0, vae.log_weights(targets, points)[0])
+
+
 @pytest.mark.parametrize("encoder", ["exact", "wrong"])
 def test_laplace_is_the_posterior_of_a_linear_model(encoder):
     vae, W, bias, noise = linear_model(k=3)
