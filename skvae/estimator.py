@@ -996,8 +996,7 @@ class VAETransformer(
                     targets, points, draws, sized=True
                 )
                 weights = (log_weights + log_share[:, None]).softmax(0)  # (m, n)
-                raw = self.module_.decoder(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
-                stats = torch.einsum("mn,mns->ns", weights, likelihood.mean(raw, targets))
+                stats = self.module_.mean_over(z, weights, targets)
                 filled[gaps[rows]] = likelihood.restore_mean(stats.numpy())
         return self._columns.fill(X, filled)
 
@@ -1017,11 +1016,16 @@ class VAETransformer(
             return points, prior.sample(n_points, generator, torch.float64).to(points)
 
     def _points_width(self, n_points: int) -> int:
-        """Numbers that a row becomes where it is weighed at so many points, and at draws."""
-        module = self.module_
-        n_points *= 1 if isinstance(module.prior, StandardNormal) else 2
-        most = max(width(module.decoder), width(module.prior), module.likelihood.n_stats)
-        return most * (n_points + self._n_features_out + 1)
+        """Numbers that a row becomes where it is weighed at so many points, and at draws.
+
+        The model decodes points in parts.
+        """
+        module, k = self.module_, self._n_features_out
+        each = k
+        if not isinstance(module.prior, StandardNormal):
+            n_points, each = 2 * n_points, max(k, width(module.prior))
+        most = max(width(module.decoder), module.likelihood.n_stats)
+        return max(most * (k + 1), n_points * each)
 
     @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score_samples(self, X: Any) -> NDArray[Any]:

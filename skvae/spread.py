@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from .likelihoods import Gaussian, split_gaps
 from .networks import slices, width
 from .training import Rows, Trainer
-from .vae import VAE
+from .vae import MOST_STEPS, VAE
 
 VARIANCE_ROWS = 1_000  # that these are found from, at most
 N_VARIANCE_STEPS = 6  # of expectation-maximisation for one variance per column
 WORKSPACE = 2**20  # numbers that an array of a batch may hold; they matter for wide tables alone
+LEARNED_STEPS = 3  # towards the modes of rows that are learned from, each round
 N_DRAWS = 8  # of z, wherever an expectation over a row's posterior is taken
 
 
@@ -92,9 +93,8 @@ class SpreadFit:
         self.goes_on = excess is not None
         self.excess = torch.zeros(part.n_columns) if excess is None else excess
         self.points = self._noise(64, model.n_components)
-        # modes, as they were last found, of the rows; and modes and factors of the held-out ones
-        self.modes: Tensor | None = None
-        self.posterior: tuple[Tensor, Tensor] | None = None
+        self.modes: Tensor | None = None  # of the rows, as they were last found
+        self.posterior: tuple[Tensor, Tensor] | None = None  # of held-out rows, as last judged by
         self.moving = nn.ModuleList([self.spread.network, self.part])
         self.best, self.best_score = copy.deepcopy(self.moving.state_dict()), -math.inf
         self.best_rows = torch.zeros(len(others))
@@ -148,8 +148,8 @@ class SpreadFit:
         score, log_prob = math.inf, self.best_rows
         if len(self.others):
             targets, each = self.others.targets, width(self.model) * len(self.points)
-            start = None if self.posterior is None else self.posterior[0]
-            mode, factor = self.posterior = posteriors(self.model, targets, start)
+            # not from where modes were found before: scores are found without
+            mode, factor = self.posterior = posteriors(self.model, targets)
             with torch.no_grad():
                 found = [
                     self.model.log_prob(
@@ -201,7 +201,7 @@ class SpreadFit:
                     moment += self._note(some, z) / N_DRAWS
                 moment /= seen.clamp_min(1e-12)
                 base.copy_((moment + self.excess).clamp_min(self.floor**2).log())
-            mode, factor = posteriors(self.constant, targets, mode)
+            mode, factor = posteriors(self.constant, targets, mode, 1)
         if len(self.others):
             self._note_errors(self.others)
             with torch.no_grad():
@@ -210,7 +210,7 @@ class SpreadFit:
     def _training_rows(self, batch_size: int) -> Rows:
         """The rows at draws from their posteriors under the present spread."""
         n_rows = len(self.rows)
-        mode, factor = posteriors(self.model, self.rows.targets, self.modes, 1)
+        mode, factor = posteriors(self.model, self.rows.targets, self.modes, LEARNED_STEPS)
         self.modes = mode
         with torch.no_grad():
             self._note(self.rows, mode)
@@ -268,15 +268,10 @@ class SpreadFit:
 
 
 def posteriors(
-    model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int | None = None
+    model: VAE, targets: Tensor, start: Tensor | None = None, n_steps: int = MOST_STEPS
 ) -> tuple[Tensor, Tensor]:
-    """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k).
-
-    Two steps from the encoder's means, or one from where modes were found before.
-    """
+    """`VAE.laplace` of many rows, in batches: modes (n, k) and factors (n, k, k)."""
     parts = []
-    if n_steps is None:
-        n_steps = 2 if start is None else 1
     with torch.no_grad():
         each = width(model) * (model.n_components + 1)
         for rows in slices(len(targets), each, WORKSPACE, 128):

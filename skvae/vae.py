@@ -3,6 +3,7 @@
 Knows nothing of tables, units or training; encoder, decoder, likelihood and prior are passed in.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,10 @@ from skvae.gradients import (
     prior_vjp,
     through_clamp,
 )
+from skvae.networks import width
 
-CELLS = 2**18  # of so many points' parameters at once, where a row has many columns
+CELLS = 2**18  # numbers that an array of rows at some points holds, one point at least
+MOST_STEPS, ARRIVED = 10, 0.01  # of `VAE.laplace`, and the nats that a last step gains at most
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
 
@@ -271,15 +274,16 @@ class VAE(nn.Module):
         return out
 
     def laplace(
-        self, targets: Tensor, start: Tensor | None = None, n_steps: int = 2
+        self, targets: Tensor, start: Tensor | None = None, n_steps: int = MOST_STEPS
     ) -> tuple[Tensor, Tensor]:
         """Gaussian approximation of the true posterior p(z | x), by Gauss-Newton.
 
-        The encoder's mean (or ``start``) is moved ``n_steps`` times uphill on log p(x, z); the
-        precision is ``P + J' F J`` with P the prior's (its ``precision``, else I), J the decoder's
-        Jacobian and F the likelihood's expected information about what is observed. Where prior,
-        decoder and likelihood are linear-Gaussian this is the exact posterior, correlations
-        included, which the encoder's diagonal need not be.
+        The encoder's mean (or ``start``) is moved uphill on log p(x, z), each row until a step
+        gains no more than 0.01 nats, ``n_steps`` times at most. The precision is ``P + J' F J``
+        with P the prior's (its ``precision``, else I), J the decoder's Jacobian and F the
+        likelihood's expected information about what is observed. Where prior, decoder and
+        likelihood are linear-Gaussian this is the exact posterior, correlations included, which the
+        encoder's diagonal need not be.
 
         Returns
         -------
@@ -287,18 +291,24 @@ class VAE(nn.Module):
         factor : Tensor of shape (n, n_components, n_components)
             Upper triangular, ``factor @ factor'`` is the covariance.
         """
-        z = (self.posterior(targets)[0] if start is None else start).detach()
+        z = (self.posterior(targets)[0] if start is None else start).detach().clone()
+        sizes = z.new_tensor([1.0, 0.5, 0.25, 0.0625, 0.0])[:, None, None]
+        moving = torch.arange(len(z), device=z.device)  # the rows that are on their way
         for _ in range(n_steps):
-            around = self._around(z)
-            gradient = self._gradient(z, targets, *around)
-            precision = self._precision(z, targets, *around)
+            here, x = z[moving], targets[moving]
+            around = self._around(here)
+            gradient = self._gradient(here, x, *around)
+            precision = self._precision(here, x, *around)
             # singular only where numbers are beyond their precision: such a row stays put
             step = torch.linalg.solve_ex(precision, gradient)[0].nan_to_num(0.0, 0.0, 0.0)
             # (5, n, n_components): the first candidate that is best wins, staying put included
-            sizes = z.new_tensor([1.0, 0.5, 0.25, 0.0625, 0.0])[:, None, None]
-            candidates = z + sizes * step
-            best = self.log_joint(candidates, targets).nan_to_num(-math.inf).argmax(0)
-            z = candidates[best, torch.arange(len(z))]
+            candidates = here + sizes * step
+            found = self.log_joint(candidates, x).nan_to_num(-math.inf)  # (5, n)
+            most, best = found.max(0)
+            z[moving] = candidates[best, torch.arange(len(here))]
+            moving = moving[most - found[-1] > ARRIVED]
+            if not len(moving):
+                break
         precision = self._precision(z, targets, *self._around(z))
         # not finite only where the row is: its log-density is then not finite either
         lower, _ = torch.linalg.cholesky_ex(precision)
@@ -422,8 +432,8 @@ class VAE(nn.Module):
         """
         mode, factor = self.laplace(targets) if posterior is None else posterior
         k = points.shape[1]
-        width = math.sqrt(1 + 8 / k**1.5)
-        wide = width * points
+        scale = math.sqrt(1 + 8 / k**1.5)
+        wide = scale * points
         z = mode + torch.einsum("nkl,ml->mnk", factor, wide)  # (m, n, k)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (n,)
         if draws is None:
@@ -434,8 +444,8 @@ class VAE(nn.Module):
         z = torch.cat([z, draws[:, None].expand(-1, len(mode), -1)])
         m = len(z)
         away = torch.linalg.solve_triangular(factor, (z - mode).movedim(0, 2), upper=True)
-        square = away.square().sum(1).T / width**2  # (m, n)
-        log_wide = -0.5 * (square + k * LOG_2PI) - log_det - k * math.log(width)
+        square = away.square().sum(1).T / scale**2  # (m, n)
+        log_wide = -0.5 * (square + k * LOG_2PI) - log_det - k * math.log(scale)
         log_density = torch.logaddexp(
             log_wide + math.log(len(points) / m),
             self.prior.log_prob(z) + math.log(len(draws) / m),
@@ -443,13 +453,29 @@ class VAE(nn.Module):
         log_share = z.new_full((m,), -math.log(m))
         return z, self._log_joint(z, targets, sized) - log_density, log_share
 
-    def _log_joint(self, z: Tensor, targets: Tensor, sized: bool) -> Tensor:
-        """`log_joint` of z, (m, n, n_components), so many points at a time that arrays stay small.
+    def points_at_once(self, n_rows: int) -> int:
+        """At how many points so many rows are decoded together, so that arrays stay small.
 
-        One row of 20,000 columns at 256 points would else be 40 MiB, times all that is made of it.
+        One row of 20,000 columns at 256 points would be 40 MiB, times all that is made of it.
         """
-        at_once = max(1, CELLS // max(1, len(targets) * self.likelihood.n_params))
-        return torch.cat([self.log_joint(part, targets, sized) for part in z.split(at_once)])
+        return max(1, CELLS // max(1, n_rows * max(width(self.decoder), self.likelihood.n_params)))
+
+    def _log_joint(self, z: Tensor, targets: Tensor, sized: bool) -> Tensor:
+        """`log_joint` of z, (m, n, n_components), some points at a time."""
+        parts = z.split(self.points_at_once(len(targets)))
+        return torch.cat([self.log_joint(part, targets, sized) for part in parts])
+
+    def mean_over(self, z: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """Weighted sum of the likelihood's means at z: (n, n_stats).
+
+        z is (m, n, n_components), weights are (m, n), and targets what is known of the rows.
+        """
+        at_once = self.points_at_once(len(targets))
+        means = (
+            torch.einsum("mn,mns->ns", w, self.likelihood.mean(self._decoded(part), targets))
+            for part, w in zip(z.split(at_once), weights.split(at_once), strict=True)
+        )
+        return functools.reduce(torch.add, means)
 
     def log_prob(
         self,

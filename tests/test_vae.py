@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal, norm, qmc
 import skvae.vae
 from skvae import VAETransformer
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial
-from skvae.networks import Completion, WithLinear, mlp, silence
+from skvae.networks import Completion, WithLinear, mlp, silence, width
 from skvae.priors import StandardNormal
 from skvae.vae import VAE
 
@@ -478,7 +478,7 @@ def test_points_in_parts_say_the_same(draws, monkeypatch):
         monkeypatch.setattr(
             vae, "log_joint", lambda z, *more: (n_points.append(len(z)), log_joint(z, *more))[1]
         )
-        monkeypatch.setattr(skvae.vae, "CELLS", 4 * 5 * vae.likelihood.n_params)
+        monkeypatch.setattr(skvae.vae, "CELLS", 4 * 5 * width(vae.decoder))
         found = vae.log_prob(targets, points, draws)
     assert sum(n == 4 for n in n_points) >= 4
     torch.testing.assert_close(found, expected)
@@ -559,7 +559,8 @@ def test_laplace_never_goes_downhill():
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "counts"])
-def test_laplace_climbs_to_a_mode_given_gaps(likelihood):
+def test_laplace_climbs_to_a_mode_given_gaps(likelihood, monkeypatch):
+    monkeypatch.setattr(skvae.vae, "ARRIVED", 0.0)
     vae, *_ = complete_model()
     targets = rows_with_gaps()
     if likelihood == "counts":
@@ -568,6 +569,34 @@ def test_laplace_climbs_to_a_mode_given_gaps(likelihood):
     mode = vae.laplace(targets, n_steps=20)[0].requires_grad_()
     (slope,) = torch.autograd.grad(vae.log_joint(mode, targets).sum(), mode)
     assert slope.abs().max() < 1e-4
+
+
+def test_laplace_goes_on_until_a_row_has_arrived(monkeypatch):
+    """Each row by itself, as many steps as it needs."""
+    vae, targets = curved_model(seed=2, sigma=0.05), 3 * randn(20, 2, seed=3)
+    decoded = []
+    vae.decoder.register_forward_hook(lambda _, given, out: decoded.append(len(out)))
+    with torch.no_grad():
+        heights = []
+        for n_steps in range(11):
+            mode, _ = vae.laplace(targets, n_steps=n_steps)
+            heights.append(vae.log_joint(mode, targets))
+        gains = torch.stack(heights).diff(dim=0)  # (10, n)
+        assert (gains >= 0).all()
+        on_their_way = (gains > 0.01).cummin(0).values  # from the second step on, of these alone
+        assert on_their_way[1].any() and not on_their_way[1].all()
+        assert not gains[1:][~on_their_way[:-1]].any()
+        decoded.clear()
+        mode, factor = vae.laplace(targets)
+        n_taken = 20 + int(on_their_way[:-1].sum())
+        assert sum(decoded) == n_taken * (2 + 5) + 20 * 2  # a Jacobian each, sizes; and at the end
+        assert torch.equal(vae.log_joint(mode, targets), heights[10])
+        alone = [vae.laplace(row[None]) for row in targets]
+        torch.testing.assert_close(torch.cat([m for m, _ in alone]), mode)
+        torch.testing.assert_close(torch.cat([f for _, f in alone]), factor)
+        monkeypatch.setattr(skvae.vae, "ARRIVED", 0.0)
+        top = vae.log_joint(vae.laplace(targets, n_steps=200)[0], targets)
+    assert (top - heights[10]).median() < 0.01 < (top - heights[2]).max()
 
 
 def test_laplace_goes_on_from_a_given_start():
