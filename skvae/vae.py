@@ -293,14 +293,16 @@ class VAE(nn.Module):
         """
         z = (self.posterior(targets)[0] if start is None else start).detach().clone()
         sizes = z.new_tensor([1.0, 0.5, 0.25, 0.0625, 0.0])[:, None, None]
+        precision = z.new_empty(*z.shape, z.shape[1])
         moving = torch.arange(len(z), device=z.device)  # the rows that are on their way
         for _ in range(n_steps):
             here, x = z[moving], targets[moving]
             around = self._around(here)
             gradient = self._gradient(here, x, *around)
-            precision = self._precision(here, x, *around)
+            # of a row that arrives now, this is its last: near enough
+            precision[moving] = curvature = self._precision(here, x, *around)
             # singular only where numbers are beyond their precision: such a row stays put
-            step = torch.linalg.solve_ex(precision, gradient)[0].nan_to_num(0.0, 0.0, 0.0)
+            step = torch.linalg.solve_ex(curvature, gradient)[0].nan_to_num(0.0, 0.0, 0.0)
             # (5, n, n_components): the first candidate that is best wins, staying put included
             candidates = here + sizes * step
             found = self.log_joint(candidates, x).nan_to_num(-math.inf)  # (5, n)
@@ -309,7 +311,9 @@ class VAE(nn.Module):
             moving = moving[most - found[-1] > ARRIVED]
             if not len(moving):
                 break
-        precision = self._precision(z, targets, *self._around(z))
+        else:
+            here = z[moving]
+            precision[moving] = self._precision(here, targets[moving], *self._around(here))
         # not finite only where the row is: its log-density is then not finite either
         lower, _ = torch.linalg.cholesky_ex(precision)
         eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand_as(lower)

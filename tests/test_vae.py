@@ -484,6 +484,20 @@ def test_points_in_parts_say_the_same(draws, monkeypatch):
     torch.testing.assert_close(found, expected)
 
 
+def test_means_in_parts_are_those_of_all_points(monkeypatch):
+    vae, targets, z = curved_model(), randn(5, 2, seed=3), randn(16, 5, 1, seed=4)
+    weights = randn(16, 5, seed=5).softmax(0)
+    with torch.no_grad():
+        raw = vae.decoder(z.reshape(-1, 1)).reshape(16, 5, -1)
+        expected = (weights[..., None] * vae.likelihood.mean(raw, targets)).sum(0)
+        decoded = []
+        vae.decoder.register_forward_hook(lambda _, given, out: decoded.append(len(out)))
+        for at_once in (3, 100):
+            monkeypatch.setattr(skvae.vae, "CELLS", at_once * 5 * width(vae.decoder))
+            torch.testing.assert_close(vae.mean_over(z, weights, targets), expected)
+    assert decoded == [15] * 5 + [5, 80]
+
+
 def test_the_bound_holds_over_scramblings():
     """Below the exact value within its error, and ever closer with more points."""
     vae = curved_model(seed=1, sigma=0.15)
@@ -588,8 +602,9 @@ def test_laplace_goes_on_until_a_row_has_arrived(monkeypatch):
         assert not gains[1:][~on_their_way[:-1]].any()
         decoded.clear()
         mode, factor = vae.laplace(targets)
-        n_taken = 20 + int(on_their_way[:-1].sum())
-        assert sum(decoded) == n_taken * (2 + 5) + 20 * 2  # a Jacobian each, sizes; and at the end
+        n_taken, n_left = 20 + int(on_their_way[:-1].sum()), int(on_their_way[-1].sum())
+        # a Jacobian and sizes of each step, and a last Jacobian of rows that have not arrived
+        assert sum(decoded) == n_taken * (2 + 5) + n_left * 2
         assert torch.equal(vae.log_joint(mode, targets), heights[10])
         alone = [vae.laplace(row[None]) for row in targets]
         torch.testing.assert_close(torch.cat([m for m, _ in alone]), mode)
