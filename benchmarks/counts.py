@@ -64,7 +64,8 @@ class Intervals(nn.Module):
 
     def __init__(self, gaussian: Any) -> None:
         super().__init__()
-        self.gaussian, self.n_params = gaussian, gaussian.n_params
+        self.gaussian = gaussian
+        self.n_params, self.n_stats = gaussian.n_params, gaussian.n_stats
         self.shift, self.scale = torch.tensor(gaussian.shift), torch.tensor(gaussian.scale)
 
     def embed(self, targets: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
 DESCRIBED = 2**22  # cells of the rows that fitted attributes describe, at most
 WORKSPACE = 2**20  # numbers that one array of a batch may hold at inference
+TOGETHER = 32  # latents of a row that arrays of a batch may hold, at least
 DECODED = 2**17  # cells that get X's units at once
 
 
@@ -1018,14 +1019,14 @@ class VAETransformer(
     def _points_width(self, n_points: int) -> int:
         """Numbers that a row becomes where it is weighed at so many points, and at draws.
 
-        The model decodes points in parts.
+        The model decodes points in parts, some of them together for all rows.
         """
         module, k = self.module_, self._n_features_out
         each = k
         if not isinstance(module.prior, StandardNormal):
             n_points, each = 2 * n_points, max(k, width(module.prior))
         most = max(width(module.decoder), module.likelihood.n_stats)
-        return max(most * (k + 1), n_points * each)
+        return max(most * max(k + 1, TOGETHER), n_points * each)
 
     @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score_samples(self, X: Any) -> NDArray[Any]:

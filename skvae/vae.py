@@ -462,7 +462,9 @@ class VAE(nn.Module):
 
         One row of 20,000 columns at 256 points would be 40 MiB, times all that is made of it.
         """
-        return max(1, CELLS // max(1, n_rows * max(width(self.decoder), self.likelihood.n_params)))
+        likelihood = self.likelihood
+        most = max(width(self.decoder), likelihood.n_params, likelihood.n_stats)
+        return max(1, CELLS // max(1, n_rows * most))
 
     def _log_joint(self, z: Tensor, targets: Tensor, sized: bool) -> Tensor:
         """`log_joint` of z, (m, n, n_components), some points at a time."""

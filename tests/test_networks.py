@@ -145,12 +145,35 @@ def test_recast_is_a_deep_copy_in_another_dtype():
             value.zero_()
     for name, value in module.state_dict().items():
         assert value.dtype == before[name].dtype
-        if value.is_floating_point():
-            assert torch.equal(value, before[name])
+        assert torch.equal(value, before[name])
 
     many = recast(recurrent, torch.float32)
     assert torch.equal(many(x.float())[0], copy.deepcopy(recurrent).float()(x.float())[0])
     assert recurrent(x)[0].dtype == F64
+
+
+def test_recast_keeps_what_is_said_about_parameters():
+    one, two = nn.Linear(3, 3, dtype=F64), nn.Linear(3, 3, dtype=F64)
+    two.weight = one.weight
+    one.bias.requires_grad_(False)
+    module, heard = nn.Sequential(one, two), []
+    copied = recast(module, torch.float32)
+    assert copied[0].weight is copied[1].weight
+    assert not copied[0].bias.requires_grad and copied[1].bias.requires_grad
+    copied[0].register_forward_hook(lambda *_: heard.append("copy"))
+    module(randn(2, 3))
+    assert heard == []
+    copied(randn(2, 3).float())
+    assert heard == ["copy"]
+
+
+def test_recast_of_what_was_made_in_inference_mode_and_of_what_is_compiled():
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Linear(3, 3, dtype=F64), nn.BatchNorm1d(3, dtype=F64)).eval()
+        expected = module(randn(5, 3)).float()
+    torch.testing.assert_close(recast(module, torch.float32)(randn(5, 3).float()), expected)
+    module.compile(backend="eager")
+    torch.testing.assert_close(recast(module, torch.float32)(randn(5, 3).float()), expected)
 
 
 def test_recast_leaves_parts_in_their_places():

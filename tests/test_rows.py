@@ -6,7 +6,7 @@ import pytest
 import skvae.rows
 from skvae import VAETransformer
 from skvae.columns import Columns
-from skvae.rows import SUMMED, DistinctRows, location_and_scale
+from skvae.rows import SUMMED, DistinctRows, _mix, location_and_scale
 
 RNG = np.random.RandomState(0)
 
@@ -231,3 +231,16 @@ def test_statistics_by_any_blocks_are_the_same_to_the_bit(family, monkeypatch):
 
     for found, expected in zip(statistics(3000), statistics(2**18), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_columns_are_mixed_one_after_the_other():
+    """Together as each by itself, tiny and huge ones beside others."""
+    random = np.random.default_rng(0)
+    cells = np.asfortranarray(random.normal(size=(50, 4)) * [1.0, 1e-310, 1e300, 1.0])
+    cells[::7, 1] = 0.0
+    together, alone = (np.arange(50, dtype=np.uint64) for _ in range(2))
+    _mix(together, cells)
+    for j in range(4):
+        _mix(alone, cells[:, [j]])
+    np.testing.assert_array_equal(together, alone)
+    assert len(set(together.tolist())) == 50

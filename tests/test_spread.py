@@ -227,6 +227,36 @@ def test_gaps_leave_a_better_spread_too():
     assert held_out_score(fit) == pytest.approx(fit.best_score, abs=1e-4)
 
 
+def test_gaps_have_no_errors():
+    """In what is learned from, but for what the largest ones add, and in what is judged."""
+    rows, others = with_gaps(sample(64, 1), 0.3, 3), with_gaps(sample(40, 2), 0.3, 4)
+    fit = fit_of(rows, others)
+    fit._judge()
+    (_, (square, _, z, observed)) = next(iter(fit._training_rows(64).read()))
+    assert (fit.excess > 0).all() and 0 < observed.mean() < 1
+    excess = fit.excess.expand_as(square)
+    assert torch.equal(square[observed == 0], excess[observed == 0])
+    with torch.no_grad():  # whose order is random: as sets
+        mean = fit.mean(z)
+    cells = rows.targets[~rows.targets.isnan()]
+    error = (square - excess).clamp_min(0.0).sqrt()
+    either = torch.stack([mean + error, mean - error])[:, observed == 1]  # one of them is the cell
+    nearest = (either[..., None] - cells).abs().amin((0, 2))
+    assert nearest.max() < 1e-3
+
+    state = fit.generator.get_state()
+    found = fit._evaluation()()
+    fit.generator.set_state(state)
+    mode, factor = posteriors(fit.model, others.targets)
+    with torch.no_grad():
+        z = mode + (factor @ fit._noise(8, *mode.shape, 1))[..., 0]
+        cells = fit.model.likelihood.log_prob(
+            fit.model.decoder(z.reshape(-1, 1)), others.targets.repeat(8, 1)
+        )
+    expected = float(others.share @ cells.sum(-1).reshape(8, -1).mean(0))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
 def test_columns_of_another_family_that_say_nothing_change_nothing():
     rows, others = sample(200, 1), sample(100, 2)
     alone = fit_of(rows, others)
