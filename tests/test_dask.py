@@ -334,7 +334,8 @@ def test_arrays_keep_their_type_and_their_chunks(client):
     Z, scores = vae.transform(X), vae.score_samples(X)
     assert Z.dtype == scores.dtype == np.float32 and Z.chunks == ((1000,) * 3, (2,))
     np.testing.assert_array_equal(Z.compute(), local.transform(CURVED))
-    np.testing.assert_array_equal(scores.compute(), local.score_samples(CURVED))
+    # rows that are on their way to their modes together are others in a chunk: single precision
+    np.testing.assert_allclose(scores.compute(), local.score_samples(CURVED), rtol=1e-5)
     assert Z.compute().dtype == scores.compute().dtype == np.float32
     back = vae.inverse_transform(Z)
     np.testing.assert_array_equal(back.compute(), local.inverse_transform(Z.compute()))
