@@ -38,7 +38,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 _aten = torch.ops.aten
 _DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     # in place: an MLP ends in a linear layer, so that the gradient is a product made for this one
-    nn.ReLU: lambda grad, x, out: _aten.threshold_backward(grad, out, 0, grad_input=grad),
+    # and named in full, which saves half of the call
+    nn.ReLU: lambda grad, x, out: _aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad),
     nn.SiLU: lambda grad, x, out: _aten.silu_backward(grad, x),
     nn.GELU: lambda grad, x, out: _aten.gelu_backward(grad, x),
     nn.Tanh: lambda grad, x, out: _aten.tanh_backward(grad, out),
