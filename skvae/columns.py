@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
+from .workspace import CACHED, rows_at_once
+
 Floats = NDArray[np.float64]
 IN_MEMORY = 2**28  # cells: arrays on disk with more are read a part at a time, 1 GiB of float32
-PART = 2**18  # of how many cells
 ID_LIKE = 0.5  # a categorical column with more levels than this share of its cells names rows
 
 
@@ -262,7 +263,7 @@ class Columns:
         found: Any
         if self.library is None:
             found, n_cells = np.empty(0), 0
-            size = max(1, PART // X.shape[1])
+            size = rows_at_once(X.shape[1], CACHED)
             for start in range(0, X.shape[0], size):
                 part = dense(X[start : start + size, j]).ravel().astype(np.float64)
                 part = part[~np.isnan(part)]

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .families import gaussian_part, gaussian_raw
-from .networks import slices, width
 from .targets import Stored, Streamed
+from .workspace import rows_at_once, slices, width
 
 Floats = NDArray[np.float64]
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
 LEFT_OUT = 256, 1_000  # rows that components are left out of, at least and at most
 WEIGHED = 32  # rows whose importance weights are looked at
-WORKSPACE = 2**20  # numbers that one array may hold
 FEW_POINTS = 0.05  # share of a score's points below which it is called degenerate
 
 
@@ -32,7 +31,7 @@ def moments(vae: Any, rows: Stored) -> tuple[Floats, Floats]:
     """
     likelihood, k = vae.likelihood, vae.n_components
     normal = gaussian_part(likelihood)
-    size = max(1, WORKSPACE // (8 * width(vae)))
+    size = rows_at_once(8 * width(vae))
     closed = getattr(vae.prior, "kl", None)
     # sums of KL, or of mean, mean^2, variance and log-variance
     sums = torch.zeros(1 if closed else 4, k, dtype=torch.float64)
@@ -68,7 +67,7 @@ def explained_share(vae: Any, rows: Stored | Streamed) -> Floats:
     """
     k, (least, most) = vae.n_components, LEFT_OUT
     some = rows.head(min(max(least, rows.n_in_all // (2 * (k + 2))), most))
-    size = max(1, WORKSPACE // ((k + 2) * width(vae)))
+    size = rows_at_once((k + 2) * width(vae))
     total = torch.zeros(k + 2, dtype=torch.float64)
     # which components stay: all, all but one, none
     kept = torch.cat([torch.ones(1, k), 1 - torch.eye(k), torch.zeros(1, k)])
@@ -89,10 +88,10 @@ def efficiency(vae: Any, rows: Stored | Streamed, points: Tensor, draws: Tensor 
     None count of a row so far out that its weights are no numbers.
     """
     targets, _ = rows.head(WEIGHED)[:]
-    m = len(points) + (0 if draws is None else len(draws))
-    found = []
+    n_draws = 0 if draws is None else len(draws)
+    m, found = len(points) + n_draws, []
     with torch.no_grad():
-        for part in slices(len(targets), m * width(vae), WORKSPACE):
+        for part in slices(len(targets), vae.weighed_width(len(points), n_draws)):
             _, log_weights, log_share = vae.log_weights(targets[part].to(points), points, draws)
             # of the density that points are drawn from, each has the same share
             weights = (log_weights + log_share[:, None]).softmax(0)

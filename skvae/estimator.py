@@ -34,7 +34,7 @@ from .diagnostics import ACTIVE_KL, efficiency, explained_share, moments, summar
 from .families import COUNTS, gaussian_part, support
 from .fitting import AnyRows, Fit, OnEpoch
 from .likelihoods import Gaussian
-from .networks import Spread, recast, slices, width
+from .networks import Spread, recast
 from .onnx import write
 from .priors import StandardNormal
 from .rows import DistinctRows, StreamedRows
@@ -42,6 +42,7 @@ from .saving import SaveLoadMixin
 from .settings import Settings
 from .targets import Stored, Streamed
 from .vae import VAE
+from .workspace import CACHED, rows_at_once, slices, width
 
 try:  # from scikit-learn 1.9 on, and experimental there
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -59,9 +60,6 @@ FEW = 10  # points that stand for a posterior: with fewer, draws are moved on, a
 N_MOVES = 50
 MOST_POINTS = 4096  # of one posterior that is drawn from
 DESCRIBED = 2**22  # cells of the rows that fitted attributes describe, at most
-WORKSPACE = 2**20  # numbers that one array of a batch may hold at inference
-TOGETHER = 32  # latents of a row that arrays of a batch may hold, at least
-DECODED = 2**17  # cells that get X's units at once
 
 
 def _has_density(estimator: "VAETransformer") -> bool:
@@ -817,15 +815,16 @@ class VAETransformer(
         decoder, likelihood = module.decoder, module.likelihood
         if isinstance(decoder, Spread) and isinstance(likelihood, Gaussian) and likelihood.plain:
             decoder = decoder.decoder  # spreads have no part in these means
-        most = max(width(decoder), likelihood.n_stats)
+        each = max(width(decoder), likelihood.n_stats)
         dtype = Z.dtype if self._columns.library is None else np.float64
         T = np.empty((len(Z), self.n_features_in_), dtype=dtype)
         with torch.no_grad():
-            for rows in slices(len(Z), most, WORKSPACE):
+            for rows in slices(len(Z), each):
                 z = torch.from_numpy(Z[rows].copy())  # Z may be a view backwards, or read-only
                 stats = likelihood.mean(decoder(z)).numpy()
                 # so few cells at a time that they stay in the processor's cache
-                for part in slices(len(stats), stats.shape[1], DECODED):
+                n_stats = stats.shape[1]
+                for part in slices(len(stats), n_stats, rows_at_once(n_stats, CACHED)):
                     at = slice(rows.start + part.start, rows.start + part.stop)
                     T[at] = likelihood.restore_mean(stats[part].astype(dtype, copy=False))
         return self._columns.decode(T)
@@ -896,7 +895,7 @@ class VAETransformer(
         """Draws of rows at these latents, as T, given cells of the same rows."""
         module = self.module_
         out = np.empty((len(z), self.n_features_in_))
-        for rows in slices(len(z), width(module.decoder), WORKSPACE):
+        for rows in slices(len(z), width(module.decoder)):
             known = None
             if T is not None:
                 known = torch.tensor(module.likelihood.standardize(T[rows]))
@@ -918,7 +917,7 @@ class VAETransformer(
         z = torch.empty(len(T), n_draws, k, dtype=torch.float64)
         size = np.empty(len(T))
         with torch.no_grad():
-            for rows, targets in self._targets(T, self._points_width(m)):
+            for rows, targets in self._targets(T, self._weighed_width(m)):
                 candidates, log_weights, log_share = self.module_.log_weights(
                     targets, points, draws, sized=True
                 )
@@ -935,7 +934,7 @@ class VAETransformer(
             moved = torch.from_numpy(size < FEW).nonzero().expand(-1, n_draws).reshape(-1)
             draw = torch.arange(n_draws).repeat(len(moved) // n_draws)
             each = max(width(self.module_.decoder), width(self.module_.prior))
-            for part in slices(len(moved), each, WORKSPACE):
+            for part in slices(len(moved), each):
                 at = moved[part], draw[part]
                 targets = torch.tensor(self.module_.likelihood.standardize(T[at[0].numpy()]))
                 z[at] = self.module_.move(z[at], targets, N_MOVES, generator)
@@ -992,7 +991,7 @@ class VAETransformer(
         points = torch.cat([half, -half])  # whose mean is exact
         likelihood = self.module_.likelihood
         with torch.no_grad():
-            for rows, targets in self._targets(T[gaps], self._points_width(m)):
+            for rows, targets in self._targets(T[gaps], self._weighed_width(m)):
                 z, log_weights, log_share = self.module_.log_weights(
                     targets, points, draws, sized=True
                 )
@@ -1016,17 +1015,11 @@ class VAETransformer(
         with torch.no_grad():
             return points, prior.sample(n_points, generator, torch.float64).to(points)
 
-    def _points_width(self, n_points: int) -> int:
-        """Numbers that a row becomes where it is weighed at so many points, and at draws.
-
-        The model decodes points in parts, some of them together for all rows.
-        """
-        module, k = self.module_, self._n_features_out
-        each = k
-        if not isinstance(module.prior, StandardNormal):
-            n_points, each = 2 * n_points, max(k, width(module.prior))
-        most = max(width(module.decoder), module.likelihood.n_stats)
-        return max(most * max(k + 1, TOGETHER), n_points * each)
+    def _weighed_width(self, n_points: int) -> int:
+        """Numbers that a row becomes where it is weighed at so many of `_points`."""
+        normal = isinstance(self.module_.prior, StandardNormal)
+        width: int = self.module_.weighed_width(n_points, 0 if normal else n_points)
+        return width
 
     @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score_samples(self, X: Any) -> NDArray[Any]:
@@ -1065,7 +1058,7 @@ class VAETransformer(
         points, draws = self._points(m, self._score_seed, dtype)
         out, units = np.empty(X.shape[0], dtype=dtype), np.empty(X.shape[0])
         with torch.no_grad():
-            for rows, targets in self._batches(X, dtype, self._points_width(m), units):
+            for rows, targets in self._batches(X, dtype, self._weighed_width(m), units):
                 # so far out that squares overflow: less probable than any number says
                 log_prob = (
                     module.log_prob(targets, points, draws).double().nan_to_num(nan=-math.inf)
@@ -1138,16 +1131,16 @@ class VAETransformer(
         with torch.no_grad():
 
             def log_prob(cells: columns.Floats) -> columns.Floats:
-                each = self._points_width(m)
+                each = self._weighed_width(m)
                 parts = [
                     module.log_prob(torch.tensor(cells[rows]), points, draws)
-                    for rows in slices(len(cells), each, WORKSPACE)
+                    for rows in slices(len(cells), each)
                 ]
                 found = torch.cat(parts).numpy() if parts else np.empty(0)
                 return np.nan_to_num(found, nan=-math.inf, neginf=-math.inf)  # as for whole rows
 
             whole = log_prob(targets)
-            for part in slices(len(seen), d, WORKSPACE):
+            for part in slices(len(seen), d):
                 row, column = seen[part].T
                 others = targets[row]
                 others[np.arange(len(row)), column] = math.nan
@@ -1201,7 +1194,7 @@ class VAETransformer(
 
     def _targets(self, T: columns.Floats, width: int) -> Iterator[tuple[slice, Tensor]]:
         """Slices of T and their targets, float64."""
-        for rows in slices(len(T), width, WORKSPACE):
+        for rows in slices(len(T), width):
             yield rows, torch.tensor(self.module_.likelihood.standardize(T[rows]))
 
     def _batches(
@@ -1211,9 +1204,9 @@ class VAETransformer(
 
         ``units`` are filled with the nats that original units cost each row.
         """
-        for block in slices(X.shape[0], self.n_features_in_, WORKSPACE):
+        for block in slices(X.shape[0], self.n_features_in_):
             T = self._columns.encode(self._columns.take(X, block), dtype=dtype)
-            for rows in slices(len(T), width, WORKSPACE):
+            for rows in slices(len(T), width):
                 at = slice(block.start + rows.start, block.start + rows.stop)
                 targets = self._standardized(T[rows], at.start, dtype)
                 if units is not None:

@@ -40,6 +40,7 @@ from .spread import Sample, SpreadFit
 from .targets import GATHERED, Stored, Streamed, Unread
 from .training import Group, History, Rows, Trainer
 from .vae import VAE
+from .workspace import CACHED, rows_at_once
 from .world import World
 
 F64, F32 = torch.float64, torch.float32
@@ -50,7 +51,6 @@ ENCODER_REACH, DECODER_REACH = 5.0, 4.0  # where networks go on level; standard 
 COMPLETED_ROWS = 8_000  # rows with gaps that the linear start is fitted on, at most
 WIDE_CELLS = 2**26  # of the rows that the start of wide tables is found from
 SAMPLED = 2**23  # and cells of these
-PART = 2**18  # numbers that an array holds where rows are read for one sum after another
 PRIOR_ROWS = 10_000  # that a prior may look at
 FEW_ROWS = 5_000  # up to here the encoder has to earn its network, and held-out rows are trained on
 AT_FULL_RATE = 64  # inputs up to which the encoder's linear path learns as fast as all else
@@ -366,7 +366,7 @@ class Fit:
         data = self._read(rows, likelihood)
         # their order is random
         some = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
-        size = max(1, PART // likelihood.n_inputs)
+        size = rows_at_once(likelihood.n_inputs, CACHED)
 
         def parts() -> Iterable[Tensor]:
             return (likelihood.embed(t) for t, _ in some.parts(size))
@@ -575,7 +575,7 @@ class Fit:
         if not data.gaps:
             return None
         device = next(model.parameters()).device
-        parts = data.parts(max(1, GATHERED // model.likelihood.n_inputs))
+        parts = data.parts(rows_at_once(model.likelihood.n_inputs))
         return torch.cat(
             [model.completion.hints(model.likelihood.embed(part.to(device))) for part, _ in parts]
         )
@@ -657,8 +657,7 @@ class Fit:
         if s.early_stopping:
             weights = world.gather(held_out.share).to(s.device, F32)
             hints = self._hints(model, held_out)
-            at_once = judging.rows_at_once(model, len(noise))
-            judged = held_out, weights, noise.to(s.device), hints, s, at_once
+            judged = held_out, weights, noise.to(s.device), hints, s
             find = functools.partial(judging.judge, model, *judged)
             gains = -find()
 

@@ -11,18 +11,12 @@ from torch import Tensor
 
 from .families import gaussian_part, gaussian_raw
 from .likelihoods import LOG_2PI, Mixed, split_gaps
-from .networks import width
 from .settings import Settings
 from .targets import Stored
 from .vae import VAE
+from .workspace import CACHED, rows_at_once, width
 
-PART = 2**18  # numbers that an array holds at once
 PROOF = 0.001  # level of the tests that held-out rows gain
-
-
-def rows_at_once(model: VAE, n_draws: int) -> int:
-    """How many rows, each decoded at so many draws, keep arrays small."""
-    return max(1, PART // (n_draws * width(model)))
 
 
 def judge(
@@ -32,7 +26,6 @@ def judge(
     noise: Tensor,
     hints: Tensor | None,
     settings: Settings,
-    at_once: int,
 ) -> Tensor:
     """ELBO of held-out rows (n,) under fixed noise (n_draws, n, k); shares sum to one.
 
@@ -42,6 +35,7 @@ def judge(
     them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
     outweighing all that the mean learns.
     """
+    at_once = rows_at_once(len(noise) * width(model), CACHED)
     some = itertools.repeat(None) if hints is None else hints.split(at_once)
     targets = (part.to(noise.device) for part, _ in data.parts(at_once))
     parts = zip(targets, noise.split(at_once, 1), some, strict=False)

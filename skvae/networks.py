@@ -14,7 +14,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,10 +36,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 # (gradient of the output, input, output) -> gradient of the input
 _aten = torch.ops.aten
+_threshold_backward = _aten.threshold_backward.grad_input  # chosen once: half of a call
 _DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     # in place: an MLP ends in a linear layer, so that the gradient is a product made for this one
-    # and named in full, which saves half of the call
-    nn.ReLU: lambda grad, x, out: _aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad),
+    nn.ReLU: lambda grad, x, out: _threshold_backward(grad, out, 0, grad_input=grad),
     nn.SiLU: lambda grad, x, out: _aten.silu_backward(grad, x),
     nn.GELU: lambda grad, x, out: _aten.gelu_backward(grad, x),
     nn.Tanh: lambda grad, x, out: _aten.tanh_backward(grad, out),
@@ -323,23 +323,6 @@ def _copied(module: nn.Module, dtype: torch.dtype, known: dict[int, Any]) -> Any
         parts[name] = value.copy() if empty else copy.deepcopy(value, known)
     new.__dict__.update(parts)
     return new
-
-
-def width(network: nn.Module) -> int:
-    """Most numbers that a row becomes inside a network: its own word for it, or of dense layers."""
-    own = (module.n_units for module in network.modules() if isinstance(module, Shaped))
-    return max(itertools.chain((1,), own, (size for p in network.parameters() for size in p.shape)))
-
-
-def slices(n_rows: int, each: int, workspace: int, most: int | None = None) -> Iterator[slice]:
-    """Parts of so many rows, ``most`` at a time, whose arrays of ``each`` numbers a row stay small.
-
-    Arrays hold ``workspace`` numbers at most, one row at least.
-    """
-    size = max(1, workspace // max(each, 1))
-    size = size if most is None else min(size, most)
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
 
 
 class Completion(nn.Module):

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .likelihoods import Gaussian, split_gaps
-from .networks import slices, width
 from .training import Rows, Trainer
 from .vae import MOST_STEPS, VAE
+from .workspace import rows_at_once, slices, width
 
 VARIANCE_ROWS = 1_000  # that these are found from, at most
 N_VARIANCE_STEPS = 6  # of expectation-maximisation for one variance per column
-WORKSPACE = 2**20  # numbers that an array of a batch may hold; they matter for wide tables alone
 LEARNED_STEPS = 3  # towards the modes of rows that are learned from, each round
 N_DRAWS = 8  # of z, wherever an expectation over a row's posterior is taken
 
@@ -147,7 +146,7 @@ class SpreadFit:
         """Keep the present spread if the held-out rows' density is the best so far."""
         score, log_prob = math.inf, self.best_rows
         if len(self.others):
-            targets, each = self.others.targets, width(self.model) * len(self.points)
+            targets, each = self.others.targets, self.model.weighed_width(len(self.points))
             # not from where modes were found before: scores are found without
             mode, factor = self.posterior = posteriors(self.model, targets)
             with torch.no_grad():
@@ -155,7 +154,7 @@ class SpreadFit:
                     self.model.log_prob(
                         targets[rows], self.points, posterior=(mode[rows], factor[rows])
                     )
-                    for rows in slices(len(targets), each, WORKSPACE, 64)
+                    for rows in slices(len(targets), each, 64)
                 ]
             log_prob = torch.cat(found)
             score = float((self.others.share * log_prob).sum())
@@ -179,7 +178,7 @@ class SpreadFit:
     def _note(self, sample: Sample, z: Tensor) -> Tensor:
         """Take errors at z into account; returns the sum of the columns' squares, (n_columns,)."""
         total = torch.zeros_like(self.excess)
-        for rows in slices(len(sample), width(self.model), WORKSPACE):
+        for rows in slices(len(sample), width(self.model)):
             cells, observed = split_gaps(sample.targets[rows][:, self.columns])
             error = (cells - self.mean(z[rows])).square()
             error = error if observed is None else error * observed
@@ -237,7 +236,7 @@ class SpreadFit:
             back(gradient, False)
             return loss
 
-        at_once = WORKSPACE // width(self.model)
+        at_once = rows_at_once(width(self.model))
         return Rows.stored(n_rows, gather, backward, batch_size, self.generator, at_once)
 
     def _evaluation(self) -> Callable[[], float]:
@@ -254,7 +253,7 @@ class SpreadFit:
         def evaluate() -> float:
             total = 0.0
             with torch.no_grad():
-                for rows in slices(len(cells), each, WORKSPACE):
+                for rows in slices(len(cells), each):
                     added = self.spread.log_var(z[:, rows])
                     found = self.part.spread_log_prob(added, square[:, rows])
                     found = found if observed is None else found * observed[rows]
@@ -274,7 +273,7 @@ def posteriors(
     parts = []
     with torch.no_grad():
         each = width(model) * (model.n_components + 1)
-        for rows in slices(len(targets), each, WORKSPACE, 128):
+        for rows in slices(len(targets), each, 128):
             begin = None if start is None else start[rows]
             parts.append(model.laplace(targets[rows], begin, n_steps))
     return torch.cat([mode for mode, _ in parts]), torch.cat([factor for _, factor in parts])

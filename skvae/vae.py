@@ -21,9 +21,9 @@ from skvae.gradients import (
     prior_vjp,
     through_clamp,
 )
-from skvae.networks import width
+from skvae.workspace import CACHED, rows_at_once, width
 
-CELLS = 2**18  # numbers that an array of rows at some points holds, one point at least
+TOGETHER = 32  # points of a row that are decoded together, at least
 MOST_STEPS, ARRIVED = 10, 0.01  # of `VAE.laplace`, and the nats that a last step gains at most
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
@@ -457,18 +457,29 @@ class VAE(nn.Module):
         log_share = z.new_full((m,), -math.log(m))
         return z, self._log_joint(z, targets, sized) - log_density, log_share
 
-    def points_at_once(self, n_rows: int) -> int:
-        """At how many points so many rows are decoded together, so that arrays stay small.
-
-        One row of 20,000 columns at 256 points would be 40 MiB, times all that is made of it.
-        """
+    @property
+    def decoded_width(self) -> int:
+        """Most numbers that a row becomes where it is decoded."""
         likelihood = self.likelihood
-        most = max(width(self.decoder), likelihood.n_params, likelihood.n_stats)
-        return max(1, CELLS // max(1, n_rows * most))
+        return max(width(self.decoder), likelihood.n_params, likelihood.n_stats)
+
+    def weighed_width(self, n_points: int, n_draws: int = 0) -> int:
+        """Numbers that a row becomes in `log_weights`, at so many points and draws of the prior.
+
+        Latents are there at once; they are decoded in parts. One row of 20,000 columns at 256
+        points would be 40 MiB, times all that is made of it.
+        """
+        k = self.n_components
+        each = max(k, width(self.prior)) if n_draws else k
+        return max(self.decoded_width * max(k + 1, TOGETHER), (n_points + n_draws) * each)
+
+    def _points_at_once(self, n_rows: int) -> int:
+        """At how many points so many rows are decoded together."""
+        return rows_at_once(n_rows * self.decoded_width, CACHED)
 
     def _log_joint(self, z: Tensor, targets: Tensor, sized: bool) -> Tensor:
         """`log_joint` of z, (m, n, n_components), some points at a time."""
-        parts = z.split(self.points_at_once(len(targets)))
+        parts = z.split(self._points_at_once(len(targets)))
         return torch.cat([self.log_joint(part, targets, sized) for part in parts])
 
     def mean_over(self, z: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
@@ -476,7 +487,7 @@ class VAE(nn.Module):
 
         z is (m, n, n_components), weights are (m, n), and targets what is known of the rows.
         """
-        at_once = self.points_at_once(len(targets))
+        at_once = self._points_at_once(len(targets))
         means = (
             torch.einsum("mn,mns->ns", w, self.likelihood.mean(self._decoded(part), targets))
             for part, w in zip(z.split(at_once), weights.split(at_once), strict=True)

@@ -19,8 +19,8 @@ from skvae.networks import (
     Perceptron,
     TemporalConvolutional,
     build_network,
-    width,
 )
+from skvae.workspace import width
 
 F64 = torch.float64
 UNFINISHED = pytest.mark.filterwarnings("ignore:max_iter=")

@@ -474,7 +474,7 @@ def test_attributes_of_another_family_do_not_linger():
 def test_batches_do_not_show(vae, monkeypatch):
     results = [vae.transform(X), vae.score_samples(X), vae.inverse_transform(vae.transform(X))]
     draws = vae.sample(50, random_state=0)
-    monkeypatch.setattr(skvae.estimator, "WORKSPACE", 40)  # a few rows at a time
+    monkeypatch.setattr("skvae.workspace.WORKSPACE", 40)  # a few rows at a time
     again = [vae.transform(X), vae.score_samples(X), vae.inverse_transform(results[0])]
     for one, other in zip(results, again, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-9)

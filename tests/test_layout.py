@@ -69,26 +69,25 @@ def test_lines_of_code_counts_code():
 
 @pytest.mark.parametrize("leaf", sorted(LEAVES))
 def test_leaves_import_no_siblings(leaf):
-    assert set(imports(leaf)) <= {"gradients", "checks", "world", "recording", "networks"}
-    assert imports(leaf).get("networks", set()) <= ({"width"} if leaf == "vae" else set())
+    assert set(imports(leaf)) <= {"gradients", "checks", "workspace", "world", "recording"}
 
 
 def test_the_star():
     assert imports("gradients") == imports("checks") == imports("saving") == {}
-    assert imports("world") == imports("recording") == {}
-    assert set(imports("spread")) <= LEAVES
+    assert imports("world") == imports("recording") == imports("workspace") == {}
+    assert set(imports("spread")) <= LEAVES | {"workspace"}
     assert set(imports("families")) == {"rows", "linear", "likelihoods"}
     assert set(imports("targets")) == {"training", "world"}
-    assert set(imports("diagnostics")) == {"families", "networks", "targets"}
+    assert set(imports("diagnostics")) == {"families", "targets", "workspace"}
     assert set(imports("settings")) == {"checks", "families", "networks", "priors"}
-    assert set(imports("judging")) <= LEAVES | {"families", "settings", "targets"}
-    fitting = LEAVES | {"spread", "families", "judging", "targets", "settings", "world"}
-    assert set(imports("fitting")) <= fitting
+    assert set(imports("judging")) <= LEAVES | {"families", "settings", "targets", "workspace"}
+    fitting = {"spread", "families", "judging", "targets", "settings", "workspace", "world"}
+    assert set(imports("fitting")) <= LEAVES | fitting
     estimator = imports("estimator")
     wanted = {"fitting", "families", "columns", "networks", "rows", "targets", "vae", "likelihoods"}
-    wanted |= {"checks", "settings", "priors", "diagnostics", "saving", "onnx"}
+    wanted |= {"checks", "settings", "priors", "diagnostics", "saving", "onnx", "workspace"}
     assert set(estimator) <= wanted
-    assert estimator.get("networks", set()) <= {"Spread", "recast", "slices", "width"}
+    assert estimator.get("networks", set()) <= {"Spread", "recast"}
     assert set(imports("imputer")) == {"estimator", "columns", "saving"}
     assert set(imports("outlier")) == {"estimator", "checks", "saving"}
     assert set(imports("latent")) == set(imports("drawing")) == {"checks"}
@@ -102,9 +101,9 @@ def test_the_star():
 
 
 def test_every_file_has_its_place():
-    others = "gradients checks world recording spread families targets settings judging fitting "
-    others += "estimator imputer latent diagnostics outlier drawing display saving onnx partitions "
-    others += "member dask __init__"
+    others = "gradients checks workspace world recording spread families targets settings judging "
+    others += "fitting estimator imputer latent diagnostics outlier drawing display saving onnx "
+    others += "partitions member dask __init__"
     assert set(FILES) == LEAVES | set(others.split())
 
 

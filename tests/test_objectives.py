@@ -449,7 +449,7 @@ def test_many_components_are_scored_in_parts(monkeypatch):
         "_log_joint",
         lambda self, z: (sizes.append(z[..., 0].numel()), log_joint(self, z))[1],
     )
-    monkeypatch.setattr("skvae.estimator.WORKSPACE", 2**16)
+    monkeypatch.setattr("skvae.workspace.WORKSPACE", 2**16)
     np.testing.assert_allclose(vae.score_samples(X), expected, rtol=1e-9)
     assert max(sizes) * 50 <= 2**16
 

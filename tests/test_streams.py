@@ -310,7 +310,7 @@ def test_families_of_a_stream(tmp_path):
 
 @pytest.mark.parametrize("method", ["transform", "score_samples", "impute"])
 def test_methods_read_by_slices(method, tmp_path, monkeypatch):
-    monkeypatch.setattr(skvae.estimator, "WORKSPACE", 400)
+    monkeypatch.setattr("skvae.workspace.WORKSPACE", 400)
     vae = fitted(X)
     expected = getattr(vae, method)(X)
     np.testing.assert_array_equal(getattr(vae, method)(on_disk(tmp_path)), expected)
@@ -366,7 +366,7 @@ def test_going_on_with_a_stream(tmp_path):
 
 @pytest.mark.parametrize("make", [Slices, None])
 def test_infinities_are_named_by_row(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(skvae.estimator, "WORKSPACE", 400)  # a later part of a later block
+    monkeypatch.setattr("skvae.workspace.WORKSPACE", 400)  # a later part of a later block
     wrong = X.copy()
     wrong[2395, 2] = np.inf
     array = on_disk(tmp_path, wrong) if make is None else make(wrong)
@@ -404,7 +404,7 @@ def test_streams_of_one_distinct_row_are_refused():
 def test_reading_lets_go(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(skvae.columns, "_let_go", calls.append)
-    monkeypatch.setattr(skvae.estimator, "WORKSPACE", 400)
+    monkeypatch.setattr("skvae.workspace.WORKSPACE", 400)
     array = on_disk(tmp_path)
     rows = streamed(array)
     assert len(calls) == rows.n_chunks

@@ -11,9 +11,10 @@ from scipy.stats import multivariate_normal, norm, qmc
 import skvae.vae
 from skvae import VAETransformer
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial
-from skvae.networks import Completion, WithLinear, mlp, silence, width
+from skvae.networks import Completion, WithLinear, mlp, silence
 from skvae.priors import StandardNormal
 from skvae.vae import VAE
+from skvae.workspace import width
 
 F64 = torch.float64
 
@@ -478,7 +479,7 @@ def test_points_in_parts_say_the_same(draws, monkeypatch):
         monkeypatch.setattr(
             vae, "log_joint", lambda z, *more: (n_points.append(len(z)), log_joint(z, *more))[1]
         )
-        monkeypatch.setattr(skvae.vae, "CELLS", 4 * 5 * width(vae.decoder))
+        monkeypatch.setattr("skvae.vae.CACHED", 4 * 5 * width(vae.decoder))
         found = vae.log_prob(targets, points, draws)
     assert sum(n == 4 for n in n_points) >= 4
     torch.testing.assert_close(found, expected)
@@ -493,7 +494,7 @@ def test_means_in_parts_are_those_of_all_points(monkeypatch):
         decoded = []
         vae.decoder.register_forward_hook(lambda _, given, out: decoded.append(len(out)))
         for at_once in (3, 100):
-            monkeypatch.setattr(skvae.vae, "CELLS", at_once * 5 * width(vae.decoder))
+            monkeypatch.setattr("skvae.vae.CACHED", at_once * 5 * width(vae.decoder))
             torch.testing.assert_close(vae.mean_over(z, weights, targets), expected)
     assert decoded == [15] * 5 + [5, 80]
 
