@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from .workspace import CACHED, rows_at_once
+from .workspace import CACHED, how_many
 
 Floats = NDArray[np.float64]
 IN_MEMORY = 2**28  # cells: arrays on disk with more are read a part at a time, 1 GiB of float32
@@ -263,7 +263,7 @@ class Columns:
         found: Any
         if self.library is None:
             found, n_cells = np.empty(0), 0
-            size = rows_at_once(X.shape[1], CACHED)
+            size = how_many(X.shape[1], CACHED)
             for start in range(0, X.shape[0], size):
                 part = dense(X[start : start + size, j]).ravel().astype(np.float64)
                 part = part[~np.isnan(part)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .families import gaussian_part, gaussian_raw
 from .targets import Stored, Streamed
-from .workspace import rows_at_once, slices, width
+from .workspace import how_many, slices, width
 
 Floats = NDArray[np.float64]
 ACTIVE_KL = 0.01  # nats: a component that says less about a row is counted as collapsed
@@ -31,7 +31,7 @@ def moments(vae: Any, rows: Stored) -> tuple[Floats, Floats]:
     """
     likelihood, k = vae.likelihood, vae.n_components
     normal = gaussian_part(likelihood)
-    size = rows_at_once(8 * width(vae))
+    size = how_many(8 * width(vae))
     closed = getattr(vae.prior, "kl", None)
     # sums of KL, or of mean, mean^2, variance and log-variance
     sums = torch.zeros(1 if closed else 4, k, dtype=torch.float64)
@@ -67,7 +67,7 @@ def explained_share(vae: Any, rows: Stored | Streamed) -> Floats:
     """
     k, (least, most) = vae.n_components, LEFT_OUT
     some = rows.head(min(max(least, rows.n_in_all // (2 * (k + 2))), most))
-    size = rows_at_once((k + 2) * width(vae))
+    size = how_many((k + 2) * width(vae))
     total = torch.zeros(k + 2, dtype=torch.float64)
     # which components stay: all, all but one, none
     kept = torch.cat([torch.ones(1, k), 1 - torch.eye(k), torch.zeros(1, k)])

@@ -42,7 +42,7 @@ from .saving import SaveLoadMixin
 from .settings import Settings
 from .targets import Stored, Streamed
 from .vae import VAE
-from .workspace import CACHED, rows_at_once, slices, width
+from .workspace import CACHED, slices, width
 
 try:  # from scikit-learn 1.9 on, and experimental there
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -822,9 +822,8 @@ class VAETransformer(
             for rows in slices(len(Z), each):
                 z = torch.from_numpy(Z[rows].copy())  # Z may be a view backwards, or read-only
                 stats = likelihood.mean(decoder(z)).numpy()
-                # so few cells at a time that they stay in the processor's cache
-                n_stats = stats.shape[1]
-                for part in slices(len(stats), n_stats, rows_at_once(n_stats, CACHED)):
+                # two arrays, what is read and what is written
+                for part in slices(len(stats), stats.shape[1], workspace=CACHED // 2):
                     at = slice(rows.start + part.start, rows.start + part.stop)
                     T[at] = likelihood.restore_mean(stats[part].astype(dtype, copy=False))
         return self._columns.decode(T)
@@ -895,7 +894,7 @@ class VAETransformer(
         """Draws of rows at these latents, as T, given cells of the same rows."""
         module = self.module_
         out = np.empty((len(z), self.n_features_in_))
-        for rows in slices(len(z), width(module.decoder)):
+        for rows in slices(len(z), module.decoded_width):
             known = None
             if T is not None:
                 known = torch.tensor(module.likelihood.standardize(T[rows]))
@@ -933,7 +932,7 @@ class VAETransformer(
             # (row, draw) of what is moved
             moved = torch.from_numpy(size < FEW).nonzero().expand(-1, n_draws).reshape(-1)
             draw = torch.arange(n_draws).repeat(len(moved) // n_draws)
-            each = max(width(self.module_.decoder), width(self.module_.prior))
+            each = max(self.module_.decoded_width, width(self.module_.prior))
             for part in slices(len(moved), each):
                 at = moved[part], draw[part]
                 targets = torch.tensor(self.module_.likelihood.standardize(T[at[0].numpy()]))
@@ -1018,8 +1017,7 @@ class VAETransformer(
     def _weighed_width(self, n_points: int) -> int:
         """Numbers that a row becomes where it is weighed at so many of `_points`."""
         normal = isinstance(self.module_.prior, StandardNormal)
-        width: int = self.module_.weighed_width(n_points, 0 if normal else n_points)
-        return width
+        return int(self.module_.weighed_width(n_points, 0 if normal else n_points))
 
     @available_if(_has_density)  # type: ignore[untyped-decorator]
     def score_samples(self, X: Any) -> NDArray[Any]:

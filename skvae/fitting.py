@@ -40,7 +40,7 @@ from .spread import Sample, SpreadFit
 from .targets import GATHERED, Stored, Streamed, Unread
 from .training import Group, History, Rows, Trainer
 from .vae import VAE
-from .workspace import CACHED, rows_at_once
+from .workspace import CACHED, how_many
 from .world import World
 
 F64, F32 = torch.float64, torch.float32
@@ -366,7 +366,7 @@ class Fit:
         data = self._read(rows, likelihood)
         # their order is random
         some = data.head(max(1, WIDE_CELLS // likelihood.n_inputs))
-        size = rows_at_once(likelihood.n_inputs, CACHED)
+        size = how_many(likelihood.n_inputs, CACHED)
 
         def parts() -> Iterable[Tensor]:
             return (likelihood.embed(t) for t, _ in some.parts(size))
@@ -575,7 +575,7 @@ class Fit:
         if not data.gaps:
             return None
         device = next(model.parameters()).device
-        parts = data.parts(rows_at_once(model.likelihood.n_inputs))
+        parts = data.parts(how_many(model.likelihood.n_inputs))
         return torch.cat(
             [model.completion.hints(model.likelihood.embed(part.to(device))) for part, _ in parts]
         )

@@ -14,7 +14,7 @@ from .likelihoods import LOG_2PI, Mixed, split_gaps
 from .settings import Settings
 from .targets import Stored
 from .vae import VAE
-from .workspace import CACHED, rows_at_once, width
+from .workspace import CACHED, how_many, width
 
 PROOF = 0.001  # level of the tests that held-out rows gain
 
@@ -35,7 +35,7 @@ def judge(
     them best: a wild held-out cell then costs its logarithm, at every epoch alike, instead of
     outweighing all that the mean learns.
     """
-    at_once = rows_at_once(len(noise) * width(model), CACHED)
+    at_once = how_many(len(noise) * width(model), CACHED)
     some = itertools.repeat(None) if hints is None else hints.split(at_once)
     targets = (part.to(noise.device) for part, _ in data.parts(at_once))
     parts = zip(targets, noise.split(at_once, 1), some, strict=False)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from skvae.checks import check_integer, check_sizes
 from skvae.gradients import Back, clear, gradient_of, network_vjp, through_clamp
+from skvae.workspace import Sized
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),  # no gradient needs the layer's output
@@ -433,18 +434,15 @@ class Block(nn.Module):
         return x + out if self.shortcut else out
 
 
-class Shaped(nn.Module):
+class Shaped(Sized, nn.Module):
     """A network whose last layer is linear, and can be silenced.
 
     Attributes
     ----------
     last : Module
-    n_units : int
-        Most numbers that a row becomes inside.
     """
 
     last: nn.Module
-    n_units: int = 1
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class StandardNormal(nn.Module):
         """
         column = weights[:, None]
         half = 0.5 * column
-        excess = log_var.expm1()
+        excess = log_var.exp() - 1.0
         cells = torch.addcmul(excess - log_var, mean, mean).mul_(half)
         to_mean, to_log_var = mean * column, excess.mul_(half)
         if free_bits:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .likelihoods import Gaussian, split_gaps
 from .training import Rows, Trainer
 from .vae import MOST_STEPS, VAE
-from .workspace import rows_at_once, slices, width
+from .workspace import how_many, slices, width
 
 VARIANCE_ROWS = 1_000  # that these are found from, at most
 N_VARIANCE_STEPS = 6  # of expectation-maximisation for one variance per column
@@ -236,7 +236,7 @@ class SpreadFit:
             back(gradient, False)
             return loss
 
-        at_once = rows_at_once(width(self.model))
+        at_once = how_many(width(self.model))
         return Rows.stored(n_rows, gather, backward, batch_size, self.generator, at_once)
 
     def _evaluation(self) -> Callable[[], float]:

@@ -21,9 +21,9 @@ from skvae.gradients import (
     prior_vjp,
     through_clamp,
 )
-from skvae.workspace import CACHED, rows_at_once, width
+from skvae.workspace import CACHED, how_many, width
 
-TOGETHER = 32  # points of a row that are decoded together, at least
+TOGETHER = 32  # points at which all rows of a part could be decoded together, in WORKSPACE
 MOST_STEPS, ARRIVED = 10, 0.01  # of `VAE.laplace`, and the nats that a last step gains at most
 MOST_TRIES = 50  # of one step of `VAE.move`; its bracket halves, on average, at each
 
@@ -475,7 +475,7 @@ class VAE(nn.Module):
 
     def _points_at_once(self, n_rows: int) -> int:
         """At how many points so many rows are decoded together."""
-        return rows_at_once(n_rows * self.decoded_width, CACHED)
+        return how_many(n_rows * self.decoded_width, CACHED)
 
     def _log_joint(self, z: Tensor, targets: Tensor, sized: bool) -> Tensor:
         """`log_joint` of z, (m, n, n_components), some points at a time."""

@@ -11,6 +11,7 @@ from skvae import VAETransformer, judging
 from skvae.families import gaussian_part
 from skvae.judging import PROOF, mean_and_error, proven
 from skvae.targets import Stored
+from skvae.workspace import width
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -29,8 +30,13 @@ def test_held_out_rows_are_judged_at_the_spread_that_suits_them(mixed, monkeypat
     data = Stored(targets, share, torch.zeros(60), gaps=False)
     judged_by = model, data, share, noise, None, fit.settings
     judged = judging.judge(*judged_by)
-    monkeypatch.setattr("skvae.judging.CACHED", 1)  # a row at a time
+    decoded = []
+    hook = model.decoder.register_forward_hook(lambda _, given, out: decoded.append(len(out)))
+    # of seven rows at a time, each at three draws
+    monkeypatch.setattr("skvae.judging.CACHED", 7 * 3 * width(model))
     torch.testing.assert_close(judging.judge(*judged_by), judged)
+    hook.remove()
+    assert decoded == [21] * 8 + [12]
 
     part, columns = gaussian_part(model.likelihood)
     with torch.no_grad():
